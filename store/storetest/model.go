@@ -1,0 +1,389 @@
+package storetest
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/mqim/mqim/store"
+)
+
+// seedEnv, set to a printed seed, repeats a failed run of the model test.
+const seedEnv = "STORETEST_SEED"
+
+// testModel runs random batches against the store and against the simplest thing that could be right, reopening now
+// and then, and compares everything that can be read.
+func testModel(t *testing.T, e *env) {
+	seed := new(maphash.Hash).Sum64()
+	if s := os.Getenv(seedEnv); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed = n
+	}
+	t.Logf("%s=%d", seedEnv, seed)
+	e.start(store.Retention{})
+	m := &model{
+		env: e, rng: rand.New(rand.NewPCG(seed, 0)), convs: map[store.Conv][]*store.Message{},
+		inbox: map[string][]*store.Message{}, cids: map[[2]string]*store.Send{}, views: map[viewKey]*view{},
+		blocks: map[string]map[string]bool{}, devices: map[store.DeviceKey]store.Device{}, users: map[string]store.User{},
+		members: map[viewKey]bool{},
+	}
+	for step := range 150 {
+		m.batch()
+		if m.rng.IntN(40) == 0 {
+			e.reopen()
+		}
+		if step%15 == 14 {
+			m.compare()
+		}
+		if t.Failed() {
+			t.Fatalf("after batch %d", step+1)
+		}
+	}
+}
+
+type viewKey struct {
+	user string
+	conv store.Conv
+}
+
+type view struct {
+	read, delivered uint64
+	deleted         map[uint64]bool
+}
+
+type model struct {
+	*env
+	rng     *rand.Rand
+	convs   map[store.Conv][]*store.Message
+	inbox   map[string][]*store.Message
+	cids    map[[2]string]*store.Send
+	views   map[viewKey]*view
+	members map[viewKey]bool // whose list a conversation is in
+	blocks  map[string]map[string]bool
+	devices map[store.DeviceKey]store.Device
+	users   map[string]store.User
+}
+
+var people = []string{"a", "ab", "b", "c", "ü"}
+
+func (m *model) pick() string { return people[m.rng.IntN(len(people))] }
+
+func (m *model) anyConv() store.Conv {
+	if m.rng.IntN(3) == 0 {
+		return store.Group(fmt.Sprint("g", m.rng.IntN(2)))
+	}
+	return store.Direct(m.pick(), m.pick())
+}
+
+func (m *model) view(user string, c store.Conv) *view {
+	k := viewKey{user, c}
+	if m.views[k] == nil {
+		m.views[k] = &view{deleted: map[uint64]bool{}}
+	}
+	return m.views[k]
+}
+
+func (m *model) newSend() *store.Send {
+	c := m.anyConv()
+	var s *store.Send
+	if a, b, direct := c.Users(); direct {
+		if m.rng.IntN(2) == 0 {
+			a, b = b, a
+		}
+		s = m.direct(a, b)
+	} else {
+		var to []string
+		from := m.pick()
+		for _, u := range people {
+			if u != from && m.rng.IntN(4) > 0 {
+				to = append(to, u)
+			}
+		}
+		s = m.msg(c, from, to...)
+	}
+	s.Body = make([]byte, 1+m.rng.IntN(50))
+	if m.rng.IntN(50) == 0 {
+		s.Body = make([]byte, 100<<10)
+	}
+	for i := range s.Body {
+		s.Body[i] = byte(m.rng.IntN(256))
+	}
+	s.Device = fmt.Sprint("d", m.rng.IntN(2))
+	if m.rng.IntN(3) > 0 {
+		s.Cid = fmt.Sprint(m.rng.IntN(400))
+		s.Hash = uint64(m.rng.IntN(4) / 3)
+	}
+	return s
+}
+
+// batch commits a random batch and does the same to the model. Marks, recalls and deletions only concern what was
+// committed before, so that their order within the batch does not matter.
+func (m *model) batch() {
+	m.Helper()
+	b := &store.Batch{}
+	cseq := func(c store.Conv) uint64 { return uint64(m.rng.IntN(len(m.convs[c]) + 1)) }
+	for range m.rng.IntN(3) {
+		c := m.anyConv()
+		switch u := m.pick(); m.rng.IntN(6) {
+		case 0, 1:
+			b.Reads = append(b.Reads, &store.Mark{User: u, Conv: c, Cseq: cseq(c)})
+		case 2:
+			b.Delivered = append(b.Delivered, &store.Mark{User: u, Conv: c, Cseq: cseq(c)})
+		case 3:
+			b.Recalls = append(b.Recalls, &store.Recall{Conv: c, Cseq: cseq(c)})
+		case 4:
+			b.Deletes = append(b.Deletes, store.Delete{User: u, Conv: c, Cseqs: []uint64{cseq(c), cseq(c), cseq(c) + 1000}})
+		case 5:
+			b.Blocks = append(b.Blocks, store.Block{User: u, Peer: m.pick(), Remove: m.rng.IntN(2) == 0})
+		}
+	}
+	if m.rng.IntN(5) == 0 {
+		k := store.DeviceKey{User: m.pick(), Device: fmt.Sprint("d", m.rng.IntN(3))}
+		if m.rng.IntN(3) == 0 {
+			b.Removed = append(b.Removed, k)
+		} else {
+			b.Devices = append(b.Devices, store.Device{DeviceKey: k, Cursor: m.rng.Uint64N(100), Profile: "im"})
+		}
+		b.Users = append(b.Users, store.User{Name: m.pick(), Cursor: m.rng.Uint64N(100), LastSeen: m.rng.Int64N(1000)})
+	}
+	m.apply(b)
+	for range m.rng.IntN(12) {
+		b.Sends = append(b.Sends, m.newSend())
+	}
+	before := make([]store.Send, len(b.Sends))
+	for i, s := range b.Sends {
+		before[i] = *s
+		before[i].Inboxes = slices.Clone(s.Inboxes)
+	}
+	moved := map[*store.Mark]bool{}
+	missing := map[*store.Recall]error{}
+	for _, x := range slices.Concat(b.Reads, b.Delivered) {
+		moved[x] = x.Moved
+	}
+	for _, r := range b.Recalls {
+		missing[r] = r.Err
+	}
+	m.commit(b)
+	for x, want := range moved {
+		m.equal(fmt.Sprintf("mark %+v moved", *x), x.Moved, want)
+	}
+	for r, want := range missing {
+		if !errors.Is(r.Err, want) {
+			m.Errorf("recall of %d in %s: got %v, want %v", r.Cseq, r.Conv, r.Err, want)
+		}
+	}
+	for i, s := range b.Sends {
+		m.accept(&before[i], s)
+	}
+}
+
+// apply does everything of b but the Sends to the model, and sets the results that it expects.
+func (m *model) apply(b *store.Batch) {
+	for _, r := range b.Recalls {
+		r.Err = store.ErrNotFound
+		if log := m.convs[r.Conv]; r.Cseq > 0 && r.Cseq <= uint64(len(log)) {
+			log[r.Cseq-1].Recalled, log[r.Cseq-1].Body, r.Err = true, nil, nil
+		}
+	}
+	for _, d := range b.Deletes {
+		for _, n := range d.Cseqs {
+			if n > 0 && n <= uint64(len(m.convs[d.Conv])) {
+				m.view(d.User, d.Conv).deleted[n] = true
+			}
+		}
+	}
+	for _, x := range b.Reads {
+		v := m.view(x.User, x.Conv)
+		x.Moved = x.Cseq > v.read
+		v.read = max(v.read, x.Cseq)
+	}
+	for _, x := range b.Delivered {
+		v := m.view(x.User, x.Conv)
+		x.Moved = x.Cseq > v.delivered
+		v.delivered = max(v.delivered, x.Cseq)
+	}
+	for _, x := range b.Blocks {
+		if m.blocks[x.User] == nil {
+			m.blocks[x.User] = map[string]bool{}
+		}
+		m.blocks[x.User][x.Peer] = !x.Remove
+	}
+	for _, u := range b.Users {
+		m.users[u.Name] = u
+	}
+	for _, d := range b.Devices {
+		m.devices[d.DeviceKey] = d
+	}
+	for _, k := range b.Removed {
+		delete(m.devices, k)
+	}
+}
+
+// accept checks what Commit said of a Send and adds it to the model.
+func (m *model) accept(in, got *store.Send) {
+	m.Helper()
+	k := [2]string{in.From, in.Cid}
+	if first := m.cids[k]; in.Cid != "" && first != nil {
+		switch {
+		case first.Hash != in.Hash:
+			if !errors.Is(got.Err, store.ErrConflict) {
+				m.Errorf("cid %v: got %v, want %v", k, got.Err, store.ErrConflict)
+			}
+		default:
+			m.wantDup(got, first)
+		}
+		return
+	}
+	if got.Dup || got.Err != nil {
+		m.Errorf("cid %v: got dup %t, err %v of a first message", k, got.Dup, got.Err)
+		return
+	}
+	log := m.convs[in.Conv]
+	msg := got.Message
+	m.equal("cseq", got.Cseq, uint64(len(log)+1))
+	m.convs[in.Conv] = append(log, &msg)
+	for i, r := range in.Inboxes {
+		m.inbox[r.User] = append(m.inbox[r.User], &msg)
+		m.equal("seq", got.Inboxes[i].Seq, uint64(len(m.inbox[r.User])))
+		m.members[viewKey{r.User, in.Conv}] = true
+	}
+	if in.Cid != "" {
+		c := *got
+		m.cids[k] = &c
+	}
+}
+
+// want is what the store should say of a conversation.
+func (m *model) want(user string, c store.Conv) store.Conversation {
+	log := m.convs[c]
+	out := store.Conversation{Conv: c}
+	if len(log) == 0 {
+		return out
+	}
+	v := m.view(user, c)
+	out.Head, out.Read, out.Delivered = uint64(len(log)), v.read, v.delivered
+	if p := c.Peer(user); p != "" {
+		out.PeerRead, out.PeerDeliv = m.view(p, c).read, m.view(p, c).delivered
+	}
+	for _, x := range log[v.read:] {
+		if x.From != user && !x.Recalled && !v.deleted[x.Cseq] {
+			out.Unread++
+		}
+	}
+	for i := len(log) - 1; i >= max(0, len(log)-16); i-- {
+		if !v.deleted[log[i].Cseq] {
+			out.Last = log[i]
+			break
+		}
+	}
+	return out
+}
+
+func (m *model) compare() {
+	m.Helper()
+	for _, user := range people {
+		var listed []store.Conv
+		for _, c := range slices.Collect(maps.Keys(m.convs)) {
+			m.equal(fmt.Sprintf("%s for %s", c, user), m.conv(user, c), m.want(user, c))
+			if m.members[viewKey{user, c}] {
+				listed = append(listed, c)
+			}
+			var want []*store.Message
+			for _, x := range m.convs[c] {
+				if !m.view(user, c).deleted[x.Cseq] {
+					want = append(want, x)
+				}
+			}
+			got := m.history(user, c, store.Range{Forward: true, Limit: 1 << 20})
+			m.equal(fmt.Sprintf("history of %s for %s", c, user), got, want)
+			m.page(user, c, want)
+		}
+		slices.SortFunc(listed, func(a, b store.Conv) int {
+			return cmp.Compare(m.convs[b][len(m.convs[b])-1].ID, m.convs[a][len(m.convs[a])-1].ID)
+		})
+		m.equal("list of "+user, m.list(user, 1+m.rng.IntN(5)), listed)
+		m.compareInbox(user)
+		m.compareUser(user)
+	}
+}
+
+// page compares one random page of a history whose visible messages are all.
+func (m *model) page(user string, c store.Conv, all []*store.Message) {
+	m.Helper()
+	n := uint64(m.rng.IntN(len(m.convs[c])+2)) + 1
+	limit := 1 + m.rng.IntN(10)
+	var before, after []*store.Message
+	for _, x := range all {
+		if x.Cseq < n {
+			before = append(before, x)
+		} else if x.Cseq > n && len(after) < limit {
+			after = append(after, x)
+		}
+	}
+	before = before[max(0, len(before)-limit):]
+	m.equal(fmt.Sprintf("before %d", n), m.history(user, c, store.Range{Before: n, Limit: limit}), before)
+	m.equal(fmt.Sprintf("after %d", n), m.history(user, c, store.Range{After: n, Limit: limit}), after)
+}
+
+func (m *model) compareInbox(user string) {
+	m.Helper()
+	m.equal("inbox of "+user, m.inboxState(user), store.Inbox{Head: uint64(len(m.inbox[user]))})
+	got := m.drain(user, 0, 1+m.rng.IntN(300))
+	if len(got) != len(m.inbox[user]) {
+		m.Fatalf("inbox of %s: got %d entries, want %d", user, len(got), len(m.inbox[user]))
+	}
+	for i, x := range got {
+		want := *m.inbox[user][i]
+		if m.view(user, want.Conv).deleted[want.Cseq] {
+			want.Recalled, want.Body = true, nil
+		}
+		m.equal(fmt.Sprintf("entry %d of %s", x.Seq, user), x.Message, &want)
+	}
+}
+
+func (m *model) inboxState(user string) store.Inbox { return m.env.inbox(user) }
+
+func (m *model) compareUser(user string) {
+	m.Helper()
+	var blocks []string
+	for p, on := range m.blocks[user] {
+		if on {
+			blocks = append(blocks, p)
+		}
+	}
+	slices.Sort(blocks)
+	got, err := m.st.Blocks(ctx, user)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.equal("blocks of "+user, got, blocks)
+	var devices []store.Device
+	for k, d := range m.devices {
+		if k.User == user {
+			devices = append(devices, d)
+		}
+	}
+	slices.SortFunc(devices, func(a, b store.Device) int { return cmp.Compare(a.Device, b.Device) })
+	list, err := m.st.Devices(ctx, user)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.equal("devices of "+user, list, devices)
+	want := m.users[user]
+	want.Name = user
+	u, err := m.st.User(ctx, user)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.equal("user "+user, u, want)
+}
