@@ -1,0 +1,41 @@
+// Package pebble keeps the log in an embedded Pebble store: the default driver, for one node.
+//
+// # Layout
+//
+// Messages are not stored one by one. What one Commit appends to one conversation is a chunk, one value, so that
+// the cost of a key is paid once for dozens of messages:
+//
+//	l lsn                → chunk of messages, checksummed      (lsn: one counter for the whole store)
+//	c conv 0 firstCseq   → where the chunk lies, its last id and time, senders counted (direct conversations)
+//	w conv 0 cseq        → sender: the message is recalled
+//	i user 0 firstSeq    → runs of references into chunks, one value per user and Commit
+//	h user               → what trimming has removed, so that seq never starts again
+//	k bucket sender 0 n cid → what became of a cid of n bytes; a bucket is a stretch of time, dropped whole
+//	r user 0 ^id         → direct conversations by their newest id
+//	g user 0 conv        → the groups a user has had a message in
+//	v user 0 conv        → watermarks, and the user's own messages counted (groups)
+//	x user 0 conv 0 cseq → deleted by the user
+//	b, d, u, m           → block lists, devices, users, the store itself
+//
+// Heads are not stored: the last key of a range tells them. lsn rises with every chunk, so the large values are
+// written in key order and compactions move them without rewriting them.
+//
+// # What is durable
+//
+// A batch that was applied but not yet synced can be read back from Pebble and be gone after a crash. So readers
+// compare the lsn of everything they find with durable, the last lsn known to be synced, and pass over what is
+// beyond. lsn is assigned and applied under one mutex and the write-ahead log is synced in its order, so "lsn <=
+// durable" is exact. Watermarks, deletions and the removal of a body are not clipped: they may show a moment early,
+// and a crash may bring the older state back.
+//
+// Damage is noticed by checksums, of Pebble's blocks and of chunks, and refused. One case is not: a flipped bit near
+// the end of the last write-ahead log, met while recovering from a crash, looks like a torn write, and what comes
+// after it is dropped. Pebble's own look-ahead finds out only where later records promise that more had been synced,
+// and that promise lags by some percent of the log.
+//
+// # Concurrency
+//
+// Commit builds and applies under Store.mu and waits for the sync outside it: the next batch is prepared while the
+// last one syncs. The cached heads belong to the holder of mu and say what is assigned; readers never use them.
+// Store.life is held shared by every call and exclusively by Close.
+package pebble

@@ -1,0 +1,380 @@
+package pebble
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	pdb "github.com/cockroachdb/pebble/v2"
+	"github.com/mqim/mqim/store"
+)
+
+// How much one call of Maintain looks at, per job. It keeps a call to some milliseconds.
+const (
+	maintainInboxes = 256
+	maintainChunks  = 128
+	maintainDevices = 1024
+)
+
+const (
+	trimPassed  = 1024 // entries that every cursor has passed, before they are worth a deletion
+	trimExpired = 64   // the same for entries that retention lets go of
+	trimPoints  = 16   // records up to which they are deleted one by one: readers pay for each range deletion
+	passRest    = 20   // a job rests for this many times as long as its last pass took: it costs 5 % at most
+)
+
+// job is a walk over a table in pieces, one a call.
+type job struct {
+	pos   []byte        // where the next piece begins; nil: at the start
+	spent time.Duration // so far in this pass
+	rest  time.Time     // no new pass before
+}
+
+// step runs a piece of the job, unless it rests between two passes; it reports whether the pass goes on.
+func (j *job) step(run func(pos []byte) (next []byte, err error)) (more bool, err error) {
+	start := time.Now()
+	if j.pos == nil && start.Before(j.rest) {
+		return false, nil
+	}
+	next, err := run(j.pos)
+	if err != nil {
+		return false, err
+	}
+	j.pos = next
+	j.spent += time.Since(start)
+	if next == nil {
+		j.rest = time.Now().Add(passRest * j.spent)
+		j.spent = 0
+	}
+	return next != nil, nil
+}
+
+// maintainer is where Maintain's jobs have come to.
+type maintainer struct{ inboxes, history, devices job }
+
+// Maintain drops cids that are past the window, inbox entries that retention or every cursor has passed, old
+// messages, and sessions that have ended. Nothing of it is needed for reads to be exact, so it may be lazy, and what
+// a crash undoes is done again. It is not synced: in the write-ahead log it comes after what it follows from.
+func (s *Store) Maintain(ctx context.Context, now time.Time) (more bool, err error) {
+	if err := s.enter(ctx); err != nil {
+		return false, err
+	}
+	defer s.life.RUnlock()
+	if s.space.refuse() != nil && s.space.waiting.Load() > 0 {
+		return false, nil // even a deletion needs room in the log
+	}
+	s.maintMu.Lock()
+	defer s.maintMu.Unlock()
+	if err := s.dropBuckets(now); err != nil {
+		return false, err
+	}
+	m := &s.maint
+	ms := now.UnixMilli()
+	devices, err1 := m.devices.step(func(pos []byte) ([]byte, error) { return s.endSessions(pos, ms) })
+	inboxes, err2 := m.inboxes.step(func(pos []byte) ([]byte, error) { return s.trimInboxes(ctx, pos, ms) })
+	var history bool
+	var err3 error
+	if ttl := s.opts.Retention.HistoryTTL; ttl > 0 {
+		cutoff := now.Add(-ttl).UnixMilli()
+		history, err3 = m.history.step(func(pos []byte) ([]byte, error) { return s.dropChunks(ctx, pos, cutoff) })
+	}
+	return devices || inboxes || history, errors.Join(err1, err2, err3)
+}
+
+// dropBuckets removes the buckets of cids that are too old to matter.
+func (s *Store) dropBuckets(now time.Time) error {
+	window := s.opts.Retention.Dedupe.Milliseconds()
+	if window <= 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := &s.w
+	for i := 0; i < len(w.buckets); {
+		if w.bucketEnd(i) > now.UnixMilli()-window {
+			i++
+			continue
+		}
+		b := w.buckets[i]
+		err := s.db.DeleteRange(keyBucket(nil, b), keyBucket(nil, b+1), pdb.NoSync)
+		if err != nil {
+			return s.wrap(err, "drop old cids")
+		}
+		w.buckets = slices.Delete(w.buckets, i, i+1)
+	}
+	return nil
+}
+
+// endSessions removes sessions that ended before now (Unix milliseconds).
+func (s *Store) endSessions(pos []byte, now int64) (next []byte, err error) {
+	if pos == nil {
+		pos = []byte{tabDevice}
+	}
+	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: pos, UpperBound: []byte{tabDevice + 1}})
+	if err != nil {
+		return nil, s.wrap(err, "devices")
+	}
+	defer it.Close()
+	ended := func(v []byte) bool {
+		d, ok := decodeDevice(store.DeviceKey{}, v)
+		return ok && d.Expires != 0 && d.Expires <= now
+	}
+	var keys [][]byte
+	n := 0
+	for ok := it.First(); ok; ok = it.Next() {
+		if n++; n > maintainDevices {
+			next = slices.Clone(it.Key())
+			break
+		}
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return nil, s.wrap(err, "devices")
+		}
+		if ended(v) {
+			keys = append(keys, slices.Clone(it.Key()))
+		}
+	}
+	if err := it.Error(); err != nil || len(keys) == 0 {
+		return next, s.wrap(err, "devices")
+	}
+	// Under mu: a session that was taken up again in the meantime stays.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.db.NewBatch()
+	defer b.Close()
+	for _, k := range keys {
+		v, err := s.get(k)
+		if err != nil {
+			return nil, err
+		}
+		if v == nil || !ended(v) {
+			continue
+		}
+		if err := b.Delete(k, nil); err != nil {
+			return nil, err
+		}
+	}
+	return next, s.wrap(s.db.Apply(b, pdb.NoSync), "remove ended sessions")
+}
+
+// trimInboxes hops from inbox to inbox and trims those where it is worth it.
+func (s *Store) trimInboxes(ctx context.Context, pos []byte, now int64) (next []byte, err error) {
+	if pos == nil {
+		pos = []byte{tabInbox}
+	}
+	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: []byte{tabInbox}, UpperBound: []byte{tabInbox + 1}})
+	if err != nil {
+		return nil, s.wrap(err, "inboxes")
+	}
+	defer it.Close()
+	b := s.db.NewBatch()
+	defer b.Close()
+	n := 0
+	for ok := it.SeekGE(pos); ok; ok = it.SeekGE(pos) {
+		if n++; n > maintainInboxes || ctx.Err() != nil {
+			next = pos
+			break
+		}
+		k := it.Key()
+		if len(k) < 10 {
+			return nil, s.corrupt("key %q", k)
+		}
+		user := string(k[1 : len(k)-9])
+		first := tail(k)
+		pos = after(keyName(nil, tabInbox, user))
+		if err := s.trimInbox(b, user, first, now); err != nil {
+			return nil, err
+		}
+	}
+	if err := it.Error(); err != nil {
+		return nil, s.wrap(err, "inboxes")
+	}
+	if b.Empty() {
+		return next, nil
+	}
+	return next, s.wrap(s.db.Apply(b, pdb.NoSync), "trim inboxes")
+}
+
+// trimInbox trims one inbox, whose first record is at first.
+func (s *Store) trimInbox(b *pdb.Batch, user string, first uint64, now int64) error {
+	it, err := s.names(tabInbox, user)
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	state, err := s.inboxState(it, user, 0)
+	if err != nil || state.Head < first {
+		return err
+	}
+	cut := state.Trimmed
+	if cut+1 < first+trimExpired && cut < state.Head {
+		cut = 0 // not worth it yet
+	}
+	if state.Head >= first+trimPassed {
+		passed, err := s.passed(user, now)
+		if err != nil {
+			return err
+		}
+		if passed = min(passed, state.Head); passed >= first+trimPassed {
+			cut = max(cut, passed)
+		}
+	}
+	if cut < first {
+		return nil
+	}
+	return s.cutInbox(b, it, user, floor{trimmed: max(cut, state.Trimmed), head: state.Head})
+}
+
+// cutInbox deletes the records that lie wholly within what is trimmed.
+func (s *Store) cutInbox(b *pdb.Batch, it *pdb.Iterator, user string, f floor) error {
+	var points [][]byte
+	var from, to []byte
+	for ok := it.First(); ok; ok = it.Next() {
+		r, err := s.iterRecord(it, user)
+		if err != nil {
+			return err
+		}
+		if r.last() > f.trimmed {
+			break
+		}
+		points = append(points, slices.Clone(it.Key()))
+		if len(points) > trimPoints {
+			// One range up to the record that the floor lies in.
+			from = points[0]
+			if !it.SeekLT(keyNum(nil, tabInbox, user, f.trimmed+1)) {
+				break
+			}
+			if r, err = s.iterRecord(it, user); err != nil {
+				return err
+			}
+			to = slices.Clone(it.Key())
+			if r.last() <= f.trimmed {
+				to = append(to, 0)
+			}
+			break
+		}
+	}
+	if err := it.Error(); err != nil {
+		return s.wrap(err, "inbox of %q", user)
+	}
+	if to != nil {
+		points = nil
+		if err := b.DeleteRange(from, to, nil); err != nil {
+			return err
+		}
+	}
+	for _, k := range points {
+		if err := b.Delete(k, nil); err != nil {
+			return err
+		}
+	}
+	return b.Set(keyFloor(nil, user), f.append(nil), nil)
+}
+
+// passed is the seq that every cursor of the user has reached.
+func (s *Store) passed(user string, now int64) (uint64, error) {
+	u, err := s.user(user)
+	if err != nil {
+		return 0, err
+	}
+	list, err := s.devices(user)
+	if err != nil {
+		return 0, err
+	}
+	n := u.Cursor
+	for _, d := range list {
+		if d.Expires == 0 || d.Expires > now {
+			n = min(n, d.Cursor)
+		}
+	}
+	return n, nil
+}
+
+// dropChunks removes chunks that are older than cutoff, from the old end of the log on. The last chunk of a
+// conversation stays: it tells the head.
+func (s *Store) dropChunks(ctx context.Context, pos []byte, cutoff int64) (next []byte, err error) {
+	if pos == nil {
+		pos = []byte{tabLog}
+	}
+	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: pos, UpperBound: []byte{tabLog + 1}})
+	if err != nil {
+		return nil, s.wrap(err, "log")
+	}
+	defer it.Close()
+	b := s.db.NewBatch()
+	defer b.Close()
+	n := 0
+	for ok := it.First(); ok; ok = it.Next() {
+		if n++; n > maintainChunks || ctx.Err() != nil {
+			next = slices.Clone(it.Key())
+			break
+		}
+		v, err := it.ValueAndErr()
+		if err != nil {
+			return nil, s.wrap(err, "log, lsn %d", tail(it.Key()))
+		}
+		c, err := parseChunk(v)
+		if err != nil {
+			s.log.Error("store.pebble: a damaged chunk is kept", "err", s.wrap(err, "log, lsn %d", tail(it.Key())))
+			continue
+		}
+		young, err := s.dropChunk(b, it.Key(), &c, cutoff)
+		if err != nil {
+			return nil, err
+		}
+		if young {
+			break
+		}
+	}
+	if err := it.Error(); err != nil || b.Empty() {
+		return next, s.wrap(err, "log")
+	}
+	// Under mu: a recall that has read one of the chunks must not write it again after it is gone.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return next, s.wrap(s.db.Apply(b, pdb.NoSync), "drop old messages")
+}
+
+// dropChunk removes one chunk and the marks on its messages; young says that it is not old enough, nor what follows.
+func (s *Store) dropChunk(b *pdb.Batch, key []byte, c *chunk, cutoff int64) (young bool, err error) {
+	conv := store.Conv(c.conv)
+	var recalled []uint64
+	r := c.walk()
+	for i := range c.count {
+		if !r.next() {
+			return false, s.wrap(errChunk, "log, lsn %d", tail(key))
+		}
+		if r.ts >= cutoff {
+			return true, nil
+		}
+		if r.flags&metaRecalled != 0 {
+			recalled = append(recalled, c.first+uint64(i))
+		}
+	}
+	last, ok, err := s.lastRef(conv, ^uint64(0))
+	if err != nil || !ok || last.first <= c.first {
+		return false, err
+	}
+	keys := [][]byte{slices.Clone(key), keyNum(nil, tabChunk, string(conv), c.first)}
+	for _, n := range recalled {
+		keys = append(keys, keyNum(nil, tabRecall, string(conv), n))
+	}
+	if x, y, direct := conv.Users(); direct { // who deleted what in a group is not known here
+		for _, u := range []string{x, y} {
+			marks, err := s.marks(u, conv, c.first, c.first+uint64(c.count)-1)
+			if err != nil {
+				return false, err
+			}
+			for _, n := range marks {
+				keys = append(keys, keyDeleted(nil, u, conv, n))
+			}
+		}
+	}
+	for _, k := range keys {
+		if err := b.Delete(k, nil); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,244 @@
+package pebble
+
+import (
+	"errors"
+
+	"github.com/mqim/mqim/store"
+)
+
+// The value of a deletion mark: who sent the message.
+const (
+	markOwn   = "o"
+	markOther = "p"
+)
+
+// chunkValue is a copy of a chunk's value as this batch leaves it; nil when retention has removed it.
+func (w *writer) chunkValue(r *chunkRef) ([]byte, error) {
+	if v, ok := w.rewritten[r.lsn]; ok {
+		return v, nil
+	}
+	return w.s.get(keyLog(nil, r.lsn))
+}
+
+// recall rewrites the chunk without the body and marks the message for the unread counts.
+func (w *writer) recall(r *store.Recall) error {
+	r.Err = nil
+	ref, ok, err := w.s.refAt(r.Conv, r.Cseq)
+	if err != nil {
+		return err
+	}
+	if !ok || r.Cseq < ref.first {
+		r.Err = store.ErrNotFound
+		return nil
+	}
+	v, err := w.chunkValue(&ref)
+	if err != nil {
+		return err
+	}
+	if v == nil {
+		return w.s.corrupt("%s: chunk from cseq %d, lsn %d is missing", r.Conv, ref.first, ref.lsn)
+	}
+	c, err := parseChunk(v)
+	if err != nil {
+		return w.s.wrap(err, "%s: chunk from cseq %d, lsn %d", r.Conv, ref.first, ref.lsn)
+	}
+	ms, err := c.messages(r.Conv, 0, c.count)
+	if err != nil || uint64(len(ms)) != ref.count || c.first != ref.first {
+		return w.s.wrap(errors.Join(errChunk, err), "%s: chunk from cseq %d, lsn %d", r.Conv, ref.first, ref.lsn)
+	}
+	m := &ms[r.Cseq-ref.first]
+	if m.Recalled {
+		w.repeats = true
+		return nil
+	}
+	m.Recalled, m.Body = true, nil
+	all := make([]*store.Message, len(ms))
+	for i := range ms {
+		all[i] = &ms[i]
+	}
+	v, w.metaScratch = appendChunk(nil, w.metaScratch, r.Conv, all, ms[len(ms)-1].ID+c.above)
+	if w.rewritten == nil {
+		w.rewritten = map[uint64][]byte{}
+	}
+	w.rewritten[ref.lsn] = v
+	w.key = keyLog(w.key[:0], ref.lsn)
+	if err := w.pb.Set(w.key, v, nil); err != nil {
+		return err
+	}
+	w.key = keyNum(w.key[:0], tabRecall, string(r.Conv), r.Cseq)
+	return w.pb.Set(w.key, []byte(m.From), nil)
+}
+
+// hide sets deletion marks on those messages that exist.
+func (w *writer) hide(d *store.Delete) error {
+	v, err := w.view(d.User, d.Conv)
+	if err != nil {
+		return err
+	}
+	var at struct {
+		ref   chunkRef
+		chunk chunk
+	}
+	for _, cseq := range d.Cseqs {
+		if cseq < at.ref.first || at.ref.count == 0 || cseq > at.ref.last() {
+			ref, ok, err := w.s.refAt(d.Conv, cseq)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				continue
+			}
+			value, err := w.chunkValue(&ref)
+			if err != nil {
+				return err
+			}
+			c, err := parseChunk(value)
+			if err != nil {
+				return w.s.wrap(err, "%s: chunk from cseq %d, lsn %d", d.Conv, ref.first, ref.lsn)
+			}
+			at.ref, at.chunk = ref, c
+		}
+		if err := w.hideOne(d, v, &at.chunk, cseq); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *writer) hideOne(d *store.Delete, v *viewEntry, c *chunk, cseq uint64) error {
+	w.key = keyDeleted(w.key[:0], d.User, d.Conv, cseq)
+	old, err := w.s.get(w.key)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		w.repeats = true
+		return nil
+	}
+	m := c.walk()
+	for n := c.first; n <= cseq; n++ {
+		if !m.next() {
+			return w.s.wrap(errChunk, "%s: chunk from cseq %d", d.Conv, c.first)
+		}
+	}
+	mark := markOther
+	if string(m.sender()) == d.User {
+		mark = markOwn
+	}
+	v.deleted++
+	w.touch(v)
+	return w.pb.Set(w.key, []byte(mark), nil)
+}
+
+// markRead moves a read watermark forward, to the head at most.
+func (w *writer) markRead(m *store.Mark) error {
+	m.Moved = false
+	c, err := w.conv(m.Conv)
+	if err != nil {
+		return err
+	}
+	v, err := w.view(m.User, m.Conv)
+	if err != nil {
+		return err
+	}
+	to := min(m.Cseq, c.cseq)
+	if to <= v.read {
+		return nil
+	}
+	if !c.direct && v.own > v.ownRead {
+		if err := w.countRead(c, v, to); err != nil {
+			return err
+		}
+	}
+	v.read = to
+	m.Moved = true
+	w.touch(v)
+	return nil
+}
+
+// countRead sets ownRead for a watermark at to, walking over the shorter side: what has become read, or what has
+// not. So every message is walked over once at most, and none when the watermark goes to the head.
+func (w *writer) countRead(c *convHead, v *viewEntry, to uint64) error {
+	if to >= v.lastOwn {
+		v.ownRead = v.own
+		return nil
+	}
+	if to-v.read < v.lastOwn-to {
+		n, err := w.s.sentIn(v.key.user, c.conv, v.read+1, to)
+		v.ownRead += n
+		return err
+	}
+	n, err := w.s.sentIn(v.key.user, c.conv, to+1, v.lastOwn)
+	v.ownRead = v.own - min(v.own, n)
+	return err
+}
+
+func (w *writer) markDelivered(m *store.Mark) error {
+	m.Moved = false
+	c, err := w.conv(m.Conv)
+	if err != nil {
+		return err
+	}
+	v, err := w.view(m.User, m.Conv)
+	if err != nil {
+		return err
+	}
+	to := min(m.Cseq, c.cseq)
+	if to <= v.delivered {
+		return nil
+	}
+	v.delivered = to
+	m.Moved = true
+	w.touch(v)
+	return nil
+}
+
+// records writes block lists, users and devices.
+func (w *writer) records(b *store.Batch) error {
+	for i := range b.Blocks {
+		x := &b.Blocks[i]
+		if err := errors.Join(checkName("user", x.User), checkName("user", x.Peer)); err != nil {
+			return err
+		}
+		w.key = keyPair(w.key[:0], tabBlock, x.User, x.Peer)
+		if err := w.put(x.Remove, nil); err != nil {
+			return err
+		}
+	}
+	for i := range b.Users {
+		u := &b.Users[i]
+		if err := checkName("user", u.Name); err != nil {
+			return err
+		}
+		w.key = keyUser(w.key[:0], u.Name)
+		w.val = appendUserRecord(w.val[:0], u)
+		if err := w.put(false, w.val); err != nil {
+			return err
+		}
+	}
+	for i := range b.Devices {
+		d := &b.Devices[i]
+		if err := errors.Join(checkName("user", d.User), checkName("device", d.Device)); err != nil {
+			return err
+		}
+		w.key = keyPair(w.key[:0], tabDevice, d.User, d.Device)
+		w.val = appendDevice(w.val[:0], d)
+		if err := w.put(false, w.val); err != nil {
+			return err
+		}
+	}
+	for _, k := range b.Removed {
+		w.key = keyPair(w.key[:0], tabDevice, k.User, k.Device)
+		if err := w.put(true, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *writer) put(remove bool, value []byte) error {
+	if remove {
+		return w.pb.Delete(w.key, nil)
+	}
+	return w.pb.Set(w.key, value, nil)
+}

@@ -1,0 +1,322 @@
+package pebble
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	pdb "github.com/cockroachdb/pebble/v2"
+	"github.com/mqim/mqim/store"
+)
+
+// generation is how many entries each half of a cache holds. An entry is some 200 bytes: five caches of two halves
+// are bounded by about 100 MiB, and by far less when few users are active.
+const generation = 1 << 16
+
+// cache holds what was used lately: entries move from old to young when they are used, and old is dropped when
+// young is full. Entries are dropped between batches only (see settle): within a batch, pointers stay the only ones.
+type cache[K comparable, V any] struct{ young, old map[K]V }
+
+func (c *cache[K, V]) get(k K) (V, bool) {
+	if v, ok := c.young[k]; ok {
+		return v, true
+	}
+	v, ok := c.old[k]
+	if ok {
+		c.put(k, v)
+	}
+	return v, ok
+}
+
+func (c *cache[K, V]) put(k K, v V) {
+	if c.young == nil {
+		c.young = map[K]V{}
+	}
+	c.young[k] = v
+}
+
+// settle drops the old half if the young one is full.
+func (c *cache[K, V]) settle() {
+	if len(c.young) >= generation {
+		c.young, c.old = nil, c.young
+	}
+}
+
+func (c *cache[K, V]) reset() { c.young, c.old = nil, nil }
+
+// convHead is where a conversation's log ends, counting what is assigned but not yet durable.
+type convHead struct {
+	conv   store.Conv
+	a, b   string // of a direct conversation
+	direct bool
+	cseq   uint64
+	lastID int64
+	fromA  uint64 // messages so far by a and b
+	fromB  uint64
+
+	// Of the batch being built; valid while batch is the writer's.
+	batch   uint64
+	startID int64      // lastID before it: the place in the recency index
+	open    *openChunk // the chunk being filled
+	members []member
+	sender  string // whose view is in own
+	own     *viewEntry
+}
+
+type member struct {
+	user  string
+	inbox *inboxHead
+}
+
+// inboxHead is where an inbox ends.
+type inboxHead struct {
+	user  string
+	seq   uint64
+	maxTS int64 // greatest TS so far: it never falls, so that records can be searched by age
+
+	// Of the batch being built.
+	batch uint64
+	first uint64 // seq of the first entry
+	minTS int64
+	runs  []byte // closed runs
+	run   run    // the open one
+	conv  store.Conv
+}
+
+// openChunk gathers the messages of one conversation in one batch.
+type openChunk struct {
+	head  *convHead
+	ref   chunkRef
+	msgs  []*store.Message
+	bytes int
+}
+
+type viewKey struct {
+	user string
+	conv store.Conv
+}
+
+type viewEntry struct {
+	view
+	key   viewKey
+	dirty bool
+}
+
+type cidKey struct{ from, cid string }
+
+// writer builds batches. It belongs to the holder of Store.mu, and shows what has been applied to Pebble, durable
+// or not; after a failure in the middle of a batch it is emptied and reads everything afresh.
+type writer struct {
+	s  *Store
+	pb *pdb.Batch
+
+	lsn     uint64   // last assigned
+	lastID  int64    // greatest assigned
+	buckets []uint64 // starts of the stretches of time that have cids, ascending
+
+	convs   cache[store.Conv, *convHead]
+	inboxes cache[string, *inboxHead]
+	views   cache[viewKey, *viewEntry]
+	senders cache[string, *sender]
+	groups  cache[viewKey, struct{}] // (user, group) known to be in tabGroup
+
+	batch       uint64 // counts batches; marks the entries that take part
+	repeats     bool   // something was found stored already, perhaps not yet durably
+	inBatch     map[cidKey]cidRecord
+	lookups     []cidLookup
+	found       []cidFound
+	cidsLooked  time.Time // when cidsFit was found out
+	cidsFit     bool      // the filters of the cids fit into the cache
+	touched     []*convHead
+	fedInboxes  []*inboxHead
+	dirty       []*viewEntry
+	chunks      []*openChunk // of this batch; beyond its length are spare ones
+	rewritten   map[uint64][]byte
+	key, val    []byte
+	metaScratch []byte
+}
+
+// load finds where the store ends; it reads one chunk and a few keys.
+func (w *writer) load(s *Store) error {
+	w.s = s
+	w.inBatch = map[cidKey]cidRecord{}
+	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: []byte{tabLog}, UpperBound: []byte{tabLog + 1}})
+	if err != nil {
+		return s.wrap(err, "find the end of the log")
+	}
+	defer it.Close()
+	if it.Last() {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return s.wrap(err, "read the end of the log")
+		}
+		w.lsn = tail(it.Key())
+		c, err := parseChunk(value)
+		if err != nil {
+			return s.wrap(err, "last chunk of the log, lsn %d", w.lsn)
+		}
+		last, err := c.lastID()
+		if err != nil {
+			return s.wrap(err, "last chunk of the log, lsn %d", w.lsn)
+		}
+		w.lastID = last + c.above
+	}
+	if err := it.Error(); err != nil {
+		return s.wrap(err, "find the end of the log")
+	}
+	s.durable.Store(w.lsn)
+	s.lastID.Store(w.lastID)
+	w.buckets, err = s.loadBuckets()
+	return err
+}
+
+// lastID is the id of the chunk's last message.
+func (c *chunk) lastID() (int64, error) {
+	r := c.walk()
+	for range c.count {
+		if !r.next() {
+			return 0, errChunk
+		}
+	}
+	return r.id, nil
+}
+
+func (w *writer) begin(pb *pdb.Batch) {
+	w.pb = pb
+	w.batch++
+	w.repeats = false
+	clear(w.inBatch)
+	w.rewritten = nil
+}
+
+// end lets go of what the batch referred to; ok is false when it was not applied.
+func (w *writer) end(ok bool) {
+	for _, c := range w.chunks {
+		clear(c.msgs)
+		c.msgs, c.head = c.msgs[:0], nil
+	}
+	w.chunks = w.chunks[:0]
+	for _, c := range w.touched {
+		clear(c.members)
+		c.members, c.open, c.own, c.sender = c.members[:0], nil, nil, ""
+	}
+	clear(w.lookups)
+	clear(w.found)
+	w.lookups, w.found = w.lookups[:0], w.found[:0]
+	clear(w.touched)
+	clear(w.fedInboxes)
+	clear(w.dirty)
+	w.touched, w.fedInboxes, w.dirty = w.touched[:0], w.fedInboxes[:0], w.dirty[:0]
+	w.pb, w.rewritten = nil, nil
+	if !ok {
+		w.convs.reset()
+		w.inboxes.reset()
+		w.views.reset()
+		w.groups.reset()
+		w.senders.reset()
+		return
+	}
+	w.convs.settle()
+	w.inboxes.settle()
+	w.views.settle()
+	w.groups.settle()
+	w.senders.settle()
+}
+
+// checkName refuses names that would make keys ambiguous.
+func checkName(what, name string) error {
+	if name == "" || strings.IndexByte(name, 0) >= 0 {
+		return fmt.Errorf("store.pebble: %s %q is not a name", what, name)
+	}
+	return nil
+}
+
+// conv returns the head of a conversation, all zero if it has no messages.
+func (w *writer) conv(conv store.Conv) (*convHead, error) {
+	if c, ok := w.convs.get(conv); ok {
+		return c, nil
+	}
+	if err := checkName("conversation", string(conv)); err != nil {
+		return nil, err
+	}
+	c := &convHead{conv: conv}
+	c.a, c.b, c.direct = conv.Users()
+	ref, ok, err := w.s.lastRef(conv, ^uint64(0))
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		c.cseq, c.lastID = ref.last(), ref.lastID
+		c.fromA, c.fromB = ref.cumA+ref.inA, ref.cumB+ref.inB
+	}
+	w.convs.put(conv, c)
+	return c, nil
+}
+
+// inbox returns the head of an inbox, all zero if it never had an entry.
+func (w *writer) inbox(user string) (*inboxHead, error) {
+	if h, ok := w.inboxes.get(user); ok {
+		return h, nil
+	}
+	if err := checkName("user", user); err != nil {
+		return nil, err
+	}
+	h := &inboxHead{user: user}
+	rec, ok, err := w.s.lastRecord(user, ^uint64(0))
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		h.seq, h.maxTS = rec.last(), rec.maxTS
+	}
+	f, err := w.s.floor(user)
+	if err != nil {
+		return nil, err
+	}
+	h.seq = max(h.seq, f.head)
+	w.inboxes.put(user, h)
+	return h, nil
+}
+
+func (w *writer) view(user string, conv store.Conv) (*viewEntry, error) {
+	k := viewKey{user, conv}
+	if v, ok := w.views.get(k); ok {
+		return v, nil
+	}
+	if err := checkName("user", user); err != nil {
+		return nil, err
+	}
+	v, err := w.s.view(user, conv)
+	if err != nil {
+		return nil, err
+	}
+	e := &viewEntry{view: v, key: k}
+	w.views.put(k, e)
+	return e, nil
+}
+
+// touch marks a view as changed by this batch.
+func (w *writer) touch(v *viewEntry) {
+	if !v.dirty {
+		v.dirty = true
+		w.dirty = append(w.dirty, v)
+	}
+}
+
+// join notes once and for all that a group belongs in a user's list.
+func (w *writer) join(user string, conv store.Conv) error {
+	k := viewKey{user, conv}
+	if _, ok := w.groups.get(k); ok {
+		return nil
+	}
+	w.key = keyPair(w.key[:0], tabGroup, user, string(conv))
+	v, err := w.s.get(w.key)
+	if err != nil {
+		return err
+	}
+	w.groups.put(k, struct{}{})
+	if v != nil {
+		return nil
+	}
+	return w.pb.Set(w.key, nil, nil)
+}
