@@ -1,0 +1,416 @@
+package im
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/pebble"
+)
+
+// The model test has a few users with a few devices each do whatever comes to mind, on a store that loses what was
+// not synced, and then checks what must always hold (check_test.go). A run is determined by its seed but for the
+// interleaving of goroutines. MQIM_SEED runs one seed, MQIM_TORTURE=1 runs many.
+
+// model is the clients' side of a run: what they were told, and what they told the server.
+type model struct {
+	t    testing.TB
+	seed uint64
+	r    *rand.Rand
+
+	fs  *vfs.MemFS
+	peb *pebble.Store
+	st  *faultStore
+	e   *Engine
+
+	users []string
+	devs  []*modelDevice
+
+	mu     sync.Mutex // guards what follows
+	life   int        // counts crashes: what comes from an earlier life was never sent
+	events []event
+	sends  []*modelSend
+	acked  map[mark]uint64 // (user, conv) → highest cseq that a device of user may have acknowledged
+	reads  map[mark]uint64 // highest cseq that user asked to be marked as read
+	readOK map[mark]uint64 // and was told is
+	wrong  []string        // what broke a rule at once
+	tally  map[string]int
+}
+
+type mark struct {
+	user string
+	conv store.Conv
+}
+
+// event is something that happened to a device, in the order in which it did.
+type event struct {
+	kind  string // connect, deliver, ackSeq, ack, end
+	dev   *modelDevice
+	fresh bool // connect: the session is a new one
+	plain bool
+	d     delivery
+	seq   uint64 // connect: the head of the inbox then
+}
+
+type modelSend struct {
+	from, to, cid, body string
+	ttl                 bool
+	answers             []sent
+	conflict            bool
+	done                bool
+}
+
+// modelDevice is a device; link is nil while it is not connected.
+type modelDevice struct {
+	user, id string
+	session  Session
+	profile  Profile
+	link     *modelLink
+	alive    bool // it has a session, as far as it knows
+}
+
+// modelLink is one connection.
+type modelLink struct {
+	m       *model
+	life    int
+	d       *modelDevice
+	dev     *Device
+	room    int
+	refused bool
+	over    bool // closed by the engine
+	untaken []delivery
+	unacked []delivery
+	isAcked map[uint64]bool // acknowledged
+	settled map[uint64]bool // and the engine has it
+	tickets map[Ticket]func(b []byte, err *Error)
+	last    Ticket
+}
+
+// live runs f unless the connection belongs to an earlier life.
+func (l *modelLink) live(f func()) {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if l.life == l.m.life && l.d.link == l {
+		f()
+	}
+}
+
+func (l *modelLink) Deliver(e store.Entry, p Profile, attempt int) (ok bool) {
+	l.live(func() {
+		if l.room == 0 {
+			l.refused = true
+			return
+		}
+		l.room--
+		ok = true
+		d := delivery{
+			seq: e.Seq, cseq: e.Cseq, id: e.ID, conv: e.Conv, from: e.From, body: string(e.Body), attempt: attempt,
+			recalled: e.Recalled, profile: p,
+		}
+		if l.settled[d.seq] {
+			l.m.failf("%s/%s got seq %d (attempt %d) after acknowledging it", l.d.user, l.d.id, d.seq, attempt)
+		}
+		l.m.events = append(l.m.events, event{kind: "deliver", dev: l.d, plain: p == Plain, d: d})
+		l.m.tally["deliver"]++
+		if attempt > 0 {
+			l.m.tally["retransmit"]++
+		}
+		l.untaken = append(l.untaken, d)
+	})
+	return ok
+}
+
+func (l *modelLink) Answer(t Ticket, b []byte, err *Error) {
+	l.live(func() {
+		f := l.tickets[t]
+		if f == nil {
+			l.m.failf("%s/%s: ticket %d answered twice, or never given", l.d.user, l.d.id, t)
+			return
+		}
+		delete(l.tickets, t)
+		f(b, err)
+	})
+}
+
+func (l *modelLink) Notify(c Channel, payload []byte) bool {
+	l.live(func() {
+		var n struct {
+			State, Conv, By string
+			Cseq            uint64
+		}
+		if c != Receipts || json.Unmarshal(payload, &n) != nil {
+			return
+		}
+		l.m.tally["receipt"]++
+		k := mark{n.By, store.Direct(l.d.user, n.By)}
+		if limit := map[string]uint64{"delivered": l.m.acked[k], "read": l.m.reads[k], "queued": n.Cseq}[n.State]; n.Cseq > limit {
+			l.m.failf("%s was told %s is %s up to %d by %s, who did so up to %d", l.d.user, n.Conv, n.State, n.Cseq, n.By, limit)
+		}
+	})
+	return true
+}
+
+func (l *modelLink) Kick() {}
+
+func (l *modelLink) Close(r CloseReason) {
+	l.live(func() {
+		l.over = true
+		l.m.tally[fmt.Sprint("close ", r)]++
+	})
+}
+
+// failf notes what is wrong; m.mu is held.
+func (m *model) failf(format string, args ...any) {
+	m.wrong = append(m.wrong, fmt.Sprintf(format, args...))
+}
+
+// command runs a command whose answer f takes, under m.mu.
+func (l *modelLink) command(name, payload string, f func(b []byte, err *Error)) {
+	l.m.mu.Lock()
+	l.last++
+	t := l.last
+	l.tickets[t] = f
+	l.m.mu.Unlock()
+	l.dev.Command(name, []byte(payload), t)
+}
+
+func TestModel(t *testing.T) {
+	seeds, steps := 50, 200
+	if os.Getenv("MQIM_TORTURE") != "" {
+		seeds, steps = 1500, 400
+	}
+	first := rand.Uint64N(1 << 32)
+	if s := os.Getenv("MQIM_SEED"); s != "" {
+		first, _ = strconv.ParseUint(s, 10, 64)
+		seeds = 1
+	}
+	total := map[string]int{}
+	for i := range seeds {
+		seed := first + uint64(i)
+		synctest.Test(t, func(t *testing.T) {
+			for k, n := range runModel(t, seed, steps) {
+				total[k] += n
+			}
+		})
+		if t.Failed() {
+			t.Fatalf("run again with MQIM_SEED=%d", seed)
+		}
+	}
+	t.Logf("first seed %d: %v", first, total)
+	if seeds > 10 {
+		for _, k := range []string{"deliver", "retransmit", "receipt", "crash", "dup", "conflict", "refused room", "close 0"} {
+			if total[k] == 0 {
+				t.Errorf("no %q in any run: the test does not test it", k)
+			}
+		}
+	}
+}
+
+func runModel(t *testing.T, seed uint64, steps int) map[string]int {
+	m := &model{
+		t: t, seed: seed, r: rand.New(rand.NewPCG(seed, 1)), fs: vfs.NewCrashableMem(),
+		acked: map[mark]uint64{}, reads: map[mark]uint64{}, readOK: map[mark]uint64{}, tally: map[string]int{},
+	}
+	for i := range 3 + m.r.IntN(3) {
+		user := fmt.Sprint("u", i)
+		m.users = append(m.users, user)
+		for k := range 1 + m.r.IntN(3) {
+			m.devs = append(m.devs, &modelDevice{user: user, id: fmt.Sprint("d", k)})
+		}
+	}
+	m.open()
+	for range steps {
+		m.step()
+		if m.r.IntN(3) > 0 {
+			synctest.Wait()
+		}
+	}
+	m.heal()
+	m.check()
+	m.close()
+	for _, s := range m.wrong {
+		t.Errorf("seed %d: %s", seed, s)
+	}
+	if t.Failed() {
+		for _, ev := range m.events {
+			t.Logf("%s/%s %s fresh %v seq %d, %+v", ev.dev.user, ev.dev.id, ev.kind, ev.fresh, ev.seq, ev.d)
+		}
+	}
+	return m.tally
+}
+
+func (m *model) open() {
+	m.peb = openStore(m.t, m.fs, store.Retention{}, nil)
+	m.st = &faultStore{Store: m.peb}
+	m.e = New(m.st, Config{Window: 4, AckTimeout: 5 * time.Second, MaxAttempts: 3, QueueMessages: 4, Log: quiet})
+}
+
+func (m *model) close() {
+	if err := errors.Join(m.e.Close(context.Background()), m.peb.Close()); err != nil {
+		m.t.Errorf("close: %v", err)
+	}
+}
+
+// crash ends the process at this moment: of what was not synced a part is lost.
+func (m *model) crash() {
+	m.mu.Lock()
+	m.life++
+	m.tally["crash"]++
+	percent := []int{0, 50, 100}[m.r.IntN(3)]
+	fs := m.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: m.r})
+	for _, d := range m.devs {
+		m.gone(d)
+	}
+	m.mu.Unlock()
+	m.st.set(func() { m.st.onCommit = nil })
+	m.close() // of the life that nobody will hear of
+	m.fs = fs
+	m.open()
+}
+
+// gone notes that a device's connection has ended; m.mu is held.
+func (m *model) gone(d *modelDevice) {
+	if d.link == nil {
+		return
+	}
+	d.link = nil
+	d.alive = d.alive && d.session.Persistent
+}
+
+func (m *model) pick() *modelDevice { return m.devs[m.r.IntN(len(m.devs))] }
+
+// connected picks a device that is connected; nil if there is none.
+func (m *model) connected() *modelLink {
+	for range 10 {
+		if d := m.pick(); d.link != nil {
+			return d.link
+		}
+	}
+	return nil
+}
+
+func (m *model) step() {
+	for _, d := range m.devs {
+		m.mu.Lock()
+		over := d.link != nil && d.link.over
+		m.mu.Unlock()
+		if over {
+			m.disconnect(d, false)
+		}
+	}
+	n := m.r.IntN(100)
+	if n < 14 {
+		m.connect(m.pick(), m.r.IntN(8) == 0)
+		return
+	}
+	if n < 17 {
+		m.sleep()
+		return
+	}
+	if n < 18 {
+		m.faults()
+		return
+	}
+	if n < 20 {
+		m.crash()
+		return
+	}
+	l := m.connected()
+	if l == nil {
+		return
+	}
+	switch {
+	case n < 24:
+		m.disconnect(l.d, m.r.IntN(5) == 0)
+	case n < 52:
+		m.send(l)
+	case n < 68:
+		m.take(l, m.r.IntN(4) == 0)
+	case n < 84:
+		m.ack(l)
+	case n < 88:
+		m.setRoom(l, m.r.IntN(6))
+	case n < 91:
+		m.sync(l)
+	case n < 94:
+		m.read(l)
+	case n < 96:
+		m.withdraw(l)
+	case n < 98:
+		p := Profile(m.r.IntN(3))
+		m.mu.Lock()
+		l.d.profile = p
+		m.mu.Unlock()
+		l.dev.SetProfile(p, everything)
+	default:
+		m.setRoom(l, 1000)
+	}
+}
+
+// sleep lets time pass, in half of the cases for peers that have taken everything, so that they are not closed.
+func (m *model) sleep() {
+	if m.r.IntN(2) == 0 {
+		for _, d := range m.devs {
+			if d.link != nil {
+				m.take(d.link, true)
+			}
+		}
+	}
+	time.Sleep([]time.Duration{time.Millisecond, 300 * time.Millisecond, 6 * time.Second, time.Minute}[m.r.IntN(4)])
+}
+
+// faults has commits be slow or fail for a while.
+func (m *model) faults() {
+	kind := m.r.IntN(5)
+	if kind == 4 { // the process dies within a commit whose outcome nobody knows
+		before := m.r.IntN(2) == 0
+		arrived, hang := make(chan struct{}, 64), make(chan struct{})
+		m.st.set(func() {
+			m.st.onCommit = func(b *store.Batch, commit func() error) error {
+				if len(b.Sends) == 0 {
+					return commit()
+				}
+				var err error
+				if !before {
+					err = commit()
+				}
+				arrived <- struct{}{}
+				<-hang
+				return errors.Join(err, store.ErrUnknownOutcome)
+			}
+		})
+		if l := m.connected(); l != nil {
+			m.send(l)
+			select {
+			case <-arrived:
+			case <-time.After(time.Second):
+			}
+			synctest.Wait()
+		}
+		time.AfterFunc(time.Second, func() { close(hang) })
+		m.crash()
+		return
+	}
+	m.st.set(func() {
+		m.st.onCommit = func(b *store.Batch, commit func() error) error {
+			switch {
+			case kind == 0:
+				time.Sleep(time.Millisecond)
+			case kind == 1 && b.Lazy, kind == 2 && !b.Lazy:
+				return fmt.Errorf("injected: %w", store.ErrUnavailable)
+			}
+			return commit()
+		}
+	})
+}

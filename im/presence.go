@@ -1,0 +1,181 @@
+package im
+
+import (
+	"sync"
+	"time"
+)
+
+// presence tells watchers who comes and goes. A user who is back within the grace was never away.
+type presence struct {
+	e       *Engine
+	mu      sync.Mutex
+	watched map[string]map[*Device]bool // user → who watches
+	leaving map[string]*time.Timer      // users whose last device has gone a moment ago
+	stopped bool
+}
+
+const maxWatched = 1000 // users a device may watch
+
+func (p *presence) init(e *Engine) {
+	p.e = e
+	p.watched = map[string]map[*Device]bool{}
+	p.leaving = map[string]*time.Timer{}
+}
+
+// watch adds users to what a device watches; it returns false when that would be too many.
+func (p *presence) watch(d *Device, users []string) bool {
+	d.u.mu.Lock()
+	defer d.u.mu.Unlock()
+	if d.closed {
+		return true
+	}
+	fresh := 0
+	for _, u := range users {
+		if !d.watching[u] {
+			fresh++
+		}
+	}
+	if len(d.watching)+fresh > maxWatched {
+		return false
+	}
+	if d.watching == nil {
+		d.watching = map[string]bool{}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, u := range users {
+		d.watching[u] = true
+		if p.watched[u] == nil {
+			p.watched[u] = map[*Device]bool{}
+		}
+		p.watched[u][d] = true
+	}
+	return true
+}
+
+// forget takes users from what a device watches.
+func (p *presence) forget(d *Device, users []string) {
+	set := map[string]bool{}
+	d.u.mu.Lock()
+	for _, u := range users {
+		delete(d.watching, u)
+		set[u] = true
+	}
+	d.u.mu.Unlock()
+	p.unwatch(d, set)
+}
+
+func (p *presence) unwatch(d *Device, users map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for u := range users {
+		delete(p.watched[u], d)
+		if len(p.watched[u]) == 0 {
+			delete(p.watched, u)
+		}
+	}
+}
+
+// online is called when a user's first device has connected.
+func (p *presence) online(user string) {
+	p.mu.Lock()
+	t, was := p.leaving[user]
+	if was {
+		t.Stop()
+		delete(p.leaving, user)
+	}
+	p.mu.Unlock()
+	if !was {
+		p.tell(user)
+	}
+}
+
+// offline is called when a user's last device has gone.
+func (p *presence) offline(user string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped || len(p.watched[user]) == 0 || p.leaving[user] != nil {
+		return
+	}
+	p.leaving[user] = time.AfterFunc(p.e.cfg.Load().PresenceGrace, func() {
+		p.mu.Lock()
+		_, still := p.leaving[user]
+		delete(p.leaving, user)
+		p.mu.Unlock()
+		if still {
+			p.tell(user)
+		}
+	})
+}
+
+func (p *presence) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+	for _, t := range p.leaving {
+		t.Stop()
+	}
+	clear(p.leaving)
+}
+
+// tell sends the user's presence to those who watch and are not blocked.
+func (p *presence) tell(user string) {
+	p.mu.Lock()
+	list := make([]*Device, 0, len(p.watched[user]))
+	for d := range p.watched[user] {
+		list = append(list, d)
+	}
+	p.mu.Unlock()
+	if len(list) == 0 {
+		return
+	}
+	st := p.e.presenceOf(user)
+	for _, d := range list {
+		if hidden, err := p.e.blocked(p.e.ctx, user, d.u.name); hidden || err != nil || !d.wants(Events) {
+			continue
+		}
+		b := append([]byte(nil), `{"type":"presence"`...)
+		b = append(st.append(append(b, ',')), '}')
+		if d.link.Notify(Events, b) {
+			d.link.Kick()
+		} else {
+			p.e.m.Dropped("notification")
+		}
+	}
+}
+
+type presenceState struct {
+	user    string
+	online  bool
+	seen    int64
+	devices int
+}
+
+// presenceOf is a user's presence now.
+func (e *Engine) presenceOf(name string) presenceState {
+	st := presenceState{user: name}
+	if u := e.user(name); u != nil {
+		u.mu.Lock()
+		st.devices, st.seen = len(u.devices), u.seen
+		u.mu.Unlock()
+	}
+	if st.online = st.devices > 0; !st.online && st.seen == 0 {
+		if rec, err := e.store.User(e.ctx, name); err == nil {
+			st.seen = rec.LastSeen
+		}
+	}
+	return st
+}
+
+// append appends the members of the JSON object, without braces.
+func (st presenceState) append(b []byte) []byte {
+	b = append(b, `"user":`...)
+	b = appendString(b, st.user)
+	if st.online {
+		b = append(b, `,"online":true`...)
+	} else {
+		b = append(b, `,"online":false`...)
+	}
+	b = appendInt(b, "last_seen", st.seen)
+	return appendUint(b, "devices", uint64(st.devices))
+}

@@ -1,0 +1,301 @@
+package im
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/mqim/mqim/store"
+)
+
+// user is a user with something going on: devices connected, or state to be flushed. A user of whom nothing is going
+// on has no object; the store has everything.
+type user struct {
+	name     string
+	readers  atomic.Int32 // connected devices that read the inbox
+	receipts atomic.Int32 // connected devices that want receipts
+	events   atomic.Int32 // connected devices that want events
+	limiter  atomic.Pointer[rate.Limiter]
+	pins     int // guarded by Engine.mu: connects under way
+
+	loading sync.Mutex // held while the state is read from the store; only connects of this user wait for it
+	mu      sync.Mutex // guards what follows
+	loaded  bool
+	gone    bool   // forgotten: the user's record belongs to another object, or to the store alone
+	head    uint64 // highest seq known to be durable
+	cursor  uint64 // highest seq that a device acknowledged
+	devices []*Device
+	seen    int64 // Unix milliseconds
+
+	// What the flusher has to write: set under mu, taken by the flusher, which keeps it in flushing until it is durable.
+	dirty     bool
+	delivered map[store.Conv]uint64
+	offline   map[string]store.Device // sessions of devices that have gone
+	ended     map[string]bool         // sessions that are over
+	flushing  struct {
+		delivered map[store.Conv]uint64
+		offline   map[string]store.Device
+		ended     map[string]bool
+	}
+}
+
+// user returns the object of a user, or nil.
+func (e *Engine) user(name string) *user {
+	u, ok := e.users.Load(name)
+	if !ok {
+		return nil
+	}
+	return u.(*user)
+}
+
+// pin returns the object of a user, loaded, and keeps it until unpin.
+func (e *Engine) pin(ctx context.Context, name string) (*user, error) {
+	e.mu.Lock()
+	u := e.user(name)
+	if u == nil {
+		u = &user{name: name}
+		u.limiter.Store(e.cfg.Load().limiter())
+		e.users.Store(name, u)
+	}
+	u.pins++
+	e.mu.Unlock()
+	if err := e.load(ctx, u); err != nil {
+		e.unpin(u)
+		return nil, err
+	}
+	return u, nil
+}
+
+func (e *Engine) unpin(u *user) {
+	e.mu.Lock()
+	u.pins--
+	e.mu.Unlock()
+	e.reap(u)
+}
+
+// reap forgets a user of whom nothing is going on.
+func (e *Engine) reap(u *user) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.pins == 0 && len(u.devices) == 0 && !u.dirty && u.flushing.delivered == nil {
+		u.gone = true
+		e.users.CompareAndDelete(u.name, u)
+	}
+}
+
+// load reads a user's state once. The object is in the map already, so a message that is committed meanwhile moves
+// its head; one committed before is in the head that the store reports.
+func (e *Engine) load(ctx context.Context, u *user) error {
+	u.loading.Lock()
+	defer u.loading.Unlock()
+	u.mu.Lock()
+	loaded := u.loaded
+	u.mu.Unlock()
+	if loaded {
+		return nil
+	}
+	rec, err := e.store.User(ctx, u.name)
+	if err != nil {
+		return err
+	}
+	box, err := e.store.Inbox(ctx, u.name)
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.head = max(u.head, box.Head)
+	u.cursor = max(u.cursor, rec.Cursor)
+	u.seen = rec.LastSeen
+	u.loaded = true
+	return nil
+}
+
+// markDirty has the flusher write the user's state; u.mu is held.
+func (e *Engine) markDirty(u *user) {
+	if !u.dirty {
+		u.dirty = true
+		e.dirty.add(u)
+	}
+}
+
+// deliveredMark is how far user has acknowledged conv, as far as the engine or the store knows.
+func (e *Engine) deliveredMark(name string, conv store.Conv) uint64 {
+	if u := e.user(name); u != nil {
+		u.mu.Lock()
+		v := max(u.delivered[conv], u.flushing.delivered[conv])
+		u.mu.Unlock()
+		if v > 0 {
+			return v
+		}
+	}
+	c, err := e.store.Conversation(e.ctx, name, conv)
+	if err != nil {
+		return 0
+	}
+	return c.Delivered
+}
+
+// dirtyList is the list of users that the flusher has to look at.
+type dirtyList struct {
+	mu   sync.Mutex
+	list []*user
+	wake chan struct{}
+}
+
+func (l *dirtyList) init() { l.wake = make(chan struct{}, 1) }
+
+func (l *dirtyList) add(u *user) {
+	l.mu.Lock()
+	l.list = append(l.list, u)
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *dirtyList) take() []*user {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := l.list
+	l.list = nil
+	return list
+}
+
+// flushLoop writes cursors and watermarks behind: what a crash takes of them costs a duplicate, never a message.
+func (e *Engine) flushLoop() {
+	const slowest = 10 * time.Second
+	t := time.NewTimer(0)
+	defer t.Stop()
+	pause := e.cfg.Load().FlushInterval
+	failing := false
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-e.dirty.wake:
+		}
+		t.Reset(pause)
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-t.C:
+		}
+		switch err := e.flush(e.ctx); {
+		case err == nil && failing:
+			e.log.Info("cursors are written again")
+			failing, pause = false, e.cfg.Load().FlushInterval
+		case err != nil && e.ctx.Err() == nil:
+			if !failing {
+				e.log.Warn("cursors cannot be written; will be tried again", "error", err)
+			}
+			failing, pause = true, min(2*pause, slowest)
+		}
+	}
+}
+
+// flush writes the state of every dirty user in one batch that needs no sync.
+func (e *Engine) flush(ctx context.Context) error {
+	users := e.dirty.take()
+	if len(users) == 0 {
+		return nil
+	}
+	b := store.Batch{Lazy: true}
+	for _, u := range users {
+		u.collect(&b)
+	}
+	err := e.store.Commit(ctx, &b)
+	for _, u := range users {
+		u.mu.Lock()
+		if err != nil {
+			u.restore()
+			e.markDirty(u)
+		}
+		u.flushing.delivered, u.flushing.offline, u.flushing.ended = nil, nil, nil
+		u.mu.Unlock()
+		e.reap(u)
+	}
+	return err
+}
+
+// collect adds what is to be written to b.
+func (u *user) collect(b *store.Batch) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.dirty = false
+	if !u.gone { // a late acknowledgement must not put the cursor back
+		b.Users = append(b.Users, store.User{Name: u.name, Cursor: u.cursor, LastSeen: u.seen})
+	}
+	for conv, cseq := range u.delivered {
+		b.Delivered = append(b.Delivered, &store.Mark{User: u.name, Conv: conv, Cseq: cseq})
+	}
+	for _, d := range u.offline {
+		b.Devices = append(b.Devices, d)
+	}
+	for _, d := range u.devices {
+		if d.session.Persistent {
+			b.Devices = append(b.Devices, d.record(0))
+		}
+	}
+	for id := range u.ended {
+		b.Removed = append(b.Removed, store.DeviceKey{User: u.name, Device: id})
+	}
+	u.flushing.delivered, u.flushing.offline, u.flushing.ended = u.delivered, u.offline, u.ended
+	if u.flushing.delivered == nil {
+		u.flushing.delivered = map[store.Conv]uint64{}
+	}
+	u.delivered, u.offline, u.ended = nil, nil, nil
+}
+
+// restore puts back what could not be written; u.mu is held.
+func (u *user) restore() {
+	for conv, cseq := range u.flushing.delivered {
+		u.noteDelivered(conv, cseq)
+	}
+	for id, d := range u.flushing.offline {
+		if _, newer := u.offline[id]; !newer && !u.ended[id] {
+			u.noteOffline(id, d)
+		}
+	}
+	for id := range u.flushing.ended {
+		if _, newer := u.offline[id]; !newer && !u.resumed(id) {
+			u.noteEnded(id)
+		}
+	}
+}
+
+// resumed reports whether a device is connected with a session that outlives the connection; u.mu is held.
+func (u *user) resumed(id string) bool {
+	return slices.ContainsFunc(u.devices, func(d *Device) bool { return d.id == id && d.session.Persistent })
+}
+
+func (u *user) noteDelivered(conv store.Conv, cseq uint64) {
+	if u.delivered == nil {
+		u.delivered = map[store.Conv]uint64{}
+	}
+	u.delivered[conv] = max(u.delivered[conv], cseq)
+}
+
+// noteEnded has a session forgotten.
+func (u *user) noteEnded(id string) {
+	delete(u.offline, id)
+	if u.ended == nil {
+		u.ended = map[string]bool{}
+	}
+	u.ended[id] = true
+}
+
+func (u *user) noteOffline(id string, d store.Device) {
+	delete(u.ended, id)
+	if u.offline == nil {
+		u.offline = map[string]store.Device{}
+	}
+	u.offline[id] = d
+}
