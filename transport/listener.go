@@ -1,0 +1,444 @@
+package transport
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/listeners"
+	"golang.org/x/time/rate"
+)
+
+// The types of listener.
+const (
+	TypeTCP = "tcp"
+	TypeTLS = "tls"
+	TypeWS  = "ws"
+	TypeWSS = "wss"
+)
+
+const (
+	closeGrace = 5 * time.Second // how long Close waits for clients to take their DISCONNECT
+	minBackoff = 5 * time.Millisecond
+	maxBackoff = time.Second
+)
+
+// ListenerConfig describes one listening address. ID, Type and Address are required.
+type ListenerConfig struct {
+	ID      string
+	Type    string      // tcp, tls, ws or wss
+	Address string      // host:port; port 0 takes a free one
+	Path    string      // of ws and wss; default /mqtt
+	TLS     *tls.Config // of tls and wss, see LoadTLS
+	// CheckOrigin decides on a browser's Origin header, for ws and wss; nil lets any in. MQTT clients authenticate
+	// themselves in CONNECT and not by cookies, so that another site's page gains nothing by being in a browser.
+	CheckOrigin func(*http.Request) bool
+
+	Options Options
+	Limits  *Limits      // shared by listeners that have a limit in common; nil: none
+	Logger  *slog.Logger // default: the one that the broker gives Init
+
+	// Establish serves a connection instead of the broker's own function, if set; it returns when the connection is over.
+	Establish listeners.EstablishFn
+	// OnEstablish is called on the connection's goroutine before the broker sees the connection: the time to set
+	// Owner and OnDrain.
+	OnEstablish func(*Conn)
+	// Done is called on the connection's goroutine when the broker is through with it: the establish function
+	// has returned, or panicked (err is then a *PanicError). Nothing more is read, and Close has been or is about to
+	// be called. err is why: ErrSlow, when the connection was closed for that. The connection counts as open until
+	// Done has returned.
+	Done func(c *Conn, err error)
+}
+
+// Counters of a listener. All but Open only rise.
+type Counters struct {
+	Accepted        atomic.Int64 // connections let in at the door
+	Open            atomic.Int64 // of these, now open
+	RefusedMax      atomic.Int64 // closed at once: MaxConnections
+	RefusedRate     atomic.Int64 // closed at once: ConnectsPerSecond
+	RefusedTLS      atomic.Int64 // the TLS handshake failed or took too long
+	RefusedHTTP     atomic.Int64 // no WebSocket upgrade came of it: wrong path, not an upgrade, too slow
+	ConnectTimeouts atomic.Int64 // no CONNECT in time
+	SlowReaders     atomic.Int64 // closed with ErrSlow
+	Panics          atomic.Int64 // connections that ended in a recovered panic
+	AcceptErrors    atomic.Int64 // accept(2) failed, mostly for want of file descriptors
+}
+
+// Limits are kept at the door. One value may serve several listeners, which then share them.
+type Limits struct {
+	max  atomic.Int64
+	open atomic.Int64
+	rate atomic.Pointer[rate.Limiter] // nil: no limit
+}
+
+// NewLimits limits the number of connections that are open at a time and that are let in a second (a second's worth
+// may come at once). 0 is no limit.
+func NewLimits(connections int, connectsPerSecond float64) *Limits {
+	l := new(Limits)
+	l.Set(connections, connectsPerSecond)
+	return l
+}
+
+// Set changes the limits; connections that are open stay.
+func (l *Limits) Set(connections int, connectsPerSecond float64) {
+	l.max.Store(int64(connections))
+	var r *rate.Limiter
+	if connectsPerSecond > 0 {
+		r = rate.NewLimiter(rate.Limit(connectsPerSecond), int(math.Ceil(connectsPerSecond)))
+	}
+	l.rate.Store(r)
+}
+
+// enter takes a place, or names the counter of what there is no place for.
+func (l *Limits) enter(c *Counters) *atomic.Int64 {
+	if l == nil {
+		return nil
+	}
+	if n, m := l.open.Add(1), l.max.Load(); m > 0 && n > m {
+		l.open.Add(-1)
+		return &c.RefusedMax
+	}
+	if r := l.rate.Load(); r != nil && !r.Allow() {
+		l.open.Add(-1)
+		return &c.RefusedRate
+	}
+	return nil
+}
+
+func (l *Limits) leave() {
+	if l != nil {
+		l.open.Add(-1)
+	}
+}
+
+// PanicError is what Done is told when the broker panicked over a connection.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
+
+// Listener is a listening socket for the broker. Each connection has one goroutine, which does its handshakes, runs
+// the broker's establish function and with it all reading, and leaves when the connection is closed and what was to
+// be written is written. Close waits for them.
+type Listener struct {
+	Counters Counters
+
+	cfg     ListenerConfig
+	log     *slog.Logger
+	listen  func(network, address string) (net.Listener, error) // net.Listen, but in tests
+	loudest rate.Sometimes                                      // refusals come in floods; one a second is logged
+
+	stop chan struct{}  // closed with closing
+	wg   sync.WaitGroup // Serve and the connections; added to under mu while closing is false
+
+	mu      sync.Mutex // guards what follows
+	ln      net.Listener
+	closing bool
+	conns   map[net.Conn]*Conn // accepted; nil while in a handshake
+}
+
+var _ listeners.Listener = (*Listener)(nil)
+
+// NewListener returns a listener that does nothing before Init.
+func NewListener(cfg ListenerConfig) *Listener {
+	if cfg.Path == "" {
+		cfg.Path = "/mqtt"
+	}
+	cfg.Options = cfg.Options.withDefaults()
+	// MQTT has its own keep-alive, and a probe wakes a phone's radio: the default of one every 15 s is only
+	// good against peers that chose keep-alive 0 and are gone, for whom minutes do.
+	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 5 * time.Minute, Interval: time.Minute, Count: 5,
+	}}
+	return &Listener{
+		cfg:     cfg,
+		log:     slog.New(slog.DiscardHandler),
+		listen:  func(n, a string) (net.Listener, error) { return lc.Listen(noContext, n, a) },
+		loudest: rate.Sometimes{Interval: time.Second},
+		conns:   make(map[net.Conn]*Conn),
+		stop:    make(chan struct{}),
+	}
+}
+
+// ID returns the listener's name.
+func (l *Listener) ID() string { return l.cfg.ID }
+
+// Protocol returns the listener's type.
+func (l *Listener) Protocol() string { return l.cfg.Type }
+
+// Address returns the address that is listened on; before Init, the configured one.
+func (l *Listener) Address() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ln == nil {
+		return l.cfg.Address
+	}
+	return l.ln.Addr().String()
+}
+
+// Init opens the socket. Connections queue in the kernel until Serve.
+func (l *Listener) Init(log *slog.Logger) error {
+	if l.cfg.Logger != nil {
+		log = l.cfg.Logger.With("listener", l.cfg.ID)
+	}
+	if log != nil {
+		l.log = log
+	}
+	fail := func(err error) error {
+		return fmt.Errorf("listener %s: %s on %s: %w", l.cfg.ID, l.cfg.Type, l.cfg.Address, err)
+	}
+	switch secure := l.cfg.TLS != nil; l.cfg.Type {
+	case TypeTCP, TypeWS:
+		if secure {
+			return fail(errors.New("this type takes no certificate"))
+		}
+	case TypeTLS, TypeWSS:
+		if !secure {
+			return fail(errors.New("this type needs a certificate and a key"))
+		}
+	default:
+		return fail(errors.New("unknown type, want tcp, tls, ws or wss"))
+	}
+	if l.cfg.Path[0] != '/' {
+		return fail(fmt.Errorf("path %q does not begin with a slash", l.cfg.Path))
+	}
+	ln, err := l.listen("tcp", l.cfg.Address)
+	if err != nil {
+		if op := (*net.OpError)(nil); errors.As(err, &op) {
+			err = op.Err // the rest of the text is already there
+		}
+		return fail(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing {
+		_ = ln.Close()
+		return fail(net.ErrClosed)
+	}
+	l.ln = ln
+	return nil
+}
+
+// Serve accepts connections until Close.
+func (l *Listener) Serve(establish listeners.EstablishFn) {
+	if l.cfg.Establish != nil {
+		establish = l.cfg.Establish
+	}
+	l.mu.Lock()
+	ln := l.ln
+	if ln == nil || l.closing {
+		l.mu.Unlock()
+		return
+	}
+	l.wg.Add(1)
+	l.mu.Unlock()
+	defer l.wg.Done()
+
+	for backoff := time.Duration(0); ; {
+		raw, err := ln.Accept()
+		switch {
+		case err == nil:
+			if backoff > 0 {
+				l.log.Info("accepting connections again")
+				backoff = 0
+			}
+			l.admit(raw, establish)
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			// EMFILE and the like: the connection stays in the kernel's queue and accept(2) would return at once.
+			l.Counters.AcceptErrors.Add(1)
+			if backoff == 0 {
+				l.log.Error("cannot accept connections, trying on", "error", err)
+			}
+			backoff = min(max(2*backoff, minBackoff), maxBackoff)
+			select {
+			case <-time.After(backoff):
+			case <-l.stop:
+			}
+		}
+	}
+}
+
+// admit starts a connection's goroutine, or turns it away.
+func (l *Listener) admit(raw net.Conn, establish listeners.EstablishFn) {
+	if refused := l.cfg.Limits.enter(&l.Counters); refused != nil {
+		refused.Add(1)
+		l.loudest.Do(func() {
+			l.log.Info("connection refused: limit reached (one line a second)", "remote", raw.RemoteAddr().String(),
+				"over_connections", l.Counters.RefusedMax.Load(), "over_rate", l.Counters.RefusedRate.Load())
+		})
+		_ = raw.Close()
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing {
+		l.cfg.Limits.leave()
+		_ = raw.Close()
+		return
+	}
+	l.conns[raw] = nil
+	l.Counters.Accepted.Add(1)
+	l.Counters.Open.Add(1)
+	l.wg.Add(1)
+	go l.run(raw, establish)
+}
+
+// run is a connection's goroutine.
+func (l *Listener) run(raw net.Conn, establish listeners.EstablishFn) {
+	defer l.wg.Done()
+	defer func() {
+		_ = raw.Close()
+		l.mu.Lock()
+		delete(l.conns, raw)
+		l.mu.Unlock()
+		l.Counters.Open.Add(-1)
+		l.cfg.Limits.leave()
+	}()
+	log := l.log.With("remote", raw.RemoteAddr().String())
+
+	var c *Conn
+	err := l.guard(log, func() (err error) { c, err = l.wrap(raw); return })
+	if err != nil {
+		log.Debug("connection ended in its handshake", "error", err)
+		return
+	}
+	log.Debug("connection accepted")
+	err = l.guard(log, func() error {
+		if l.cfg.OnEstablish != nil {
+			l.cfg.OnEstablish(c)
+		}
+		return establish(l.cfg.ID, c)
+	})
+	switch {
+	case errors.Is(c.Err(), ErrSlow):
+		err = ErrSlow // rather than what its reader made of the closed socket
+		l.Counters.SlowReaders.Add(1)
+		log.Info("connection closed: peer does not read")
+	case !c.begun && IsTimeout(err):
+		l.Counters.ConnectTimeouts.Add(1)
+	}
+	if l.cfg.Done != nil {
+		l.cfg.Done(c, err)
+	}
+	c.end()
+	_ = c.Close()
+	c.wait()
+	log.Debug("connection ended", "error", err)
+}
+
+// guard turns a panic into an error. The decoder of mochi v2.7.9 panics on packets that are cut short; that is to
+// cost the connection that sent one, and not all of them.
+func (l *Listener) guard(log *slog.Logger, f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			p := &PanicError{Value: v, Stack: debug.Stack()}
+			err = p
+			l.Counters.Panics.Add(1)
+			log.Error("panic, connection closed", "panic", fmt.Sprint(v), "stack", string(p.Stack))
+		}
+	}()
+	return f()
+}
+
+// wrap does the handshakes that come before MQTT.
+func (l *Listener) wrap(raw net.Conn) (*Conn, error) {
+	_ = raw.SetDeadline(time.Now().Add(l.cfg.Options.ConnectTimeout))
+	conn := raw
+	if l.cfg.TLS != nil {
+		t := tls.Server(raw, l.cfg.TLS)
+		if err := t.Handshake(); err != nil {
+			l.Counters.RefusedTLS.Add(1)
+			return nil, fmt.Errorf("TLS handshake: %w", err)
+		}
+		conn = &tlsConn{Conn: t, raw: raw}
+	}
+	if l.cfg.Type == TypeWS || l.cfg.Type == TypeWSS {
+		ws, err := l.upgrade(conn)
+		if err != nil {
+			l.Counters.RefusedHTTP.Add(1)
+			return nil, fmt.Errorf("WebSocket handshake: %w", err)
+		}
+		conn = ws
+	}
+	_ = raw.SetDeadline(time.Time{})
+	c := Wrap(conn, l.cfg.Options)
+	c.listened = true
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing {
+		c.Abort()
+		return nil, net.ErrClosed
+	}
+	l.conns[raw] = c
+	return c, nil
+}
+
+// Close stops accepting, has the broker disconnect its clients, closes whoever is then left, such as connections that
+// never sent CONNECT, and returns when all have ended. What has been written to a client has a second to leave; after
+// closeGrace connections are cut. A second Close is a no-op.
+func (l *Listener) Close(closeClients listeners.CloseFn) {
+	l.mu.Lock()
+	if l.closing {
+		l.mu.Unlock()
+		return
+	}
+	l.closing = true
+	close(l.stop)
+	if l.ln != nil {
+		_ = l.ln.Close()
+	}
+	for raw, c := range l.conns {
+		if c == nil {
+			_ = raw.Close()
+		}
+	}
+	l.mu.Unlock()
+
+	// The broker disconnects one client after the other and a client with a full buffer would hold it up.
+	cut := time.AfterFunc(closeGrace, func() {
+		for _, c := range l.open() {
+			c.Abort()
+		}
+	})
+	defer cut.Stop()
+	closeClients(l.cfg.ID)
+	for _, c := range l.open() {
+		_ = c.Close()
+	}
+
+	ended := make(chan struct{})
+	go func() { l.wg.Wait(); close(ended) }()
+	late := time.NewTimer(closeGrace + closeLinger)
+	defer late.Stop()
+	select {
+	case <-ended:
+	case <-late.C: // the socket is closed; only a hook can hold the goroutine now
+		l.log.Error("connections do not end", "number", len(l.open()))
+	}
+}
+
+// open returns the connections that the broker has been given.
+func (l *Listener) open() []*Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	cs := make([]*Conn, 0, len(l.conns))
+	for _, c := range l.conns {
+		if c != nil {
+			cs = append(cs, c)
+		}
+	}
+	return cs
+}
