@@ -1,0 +1,76 @@
+package im
+
+import "strings"
+
+// Everything under im/ is the product's; everything else is ordinary MQTT.
+const (
+	prefix  = "im/"
+	userDir = "im/u/"
+	cmdDir  = "im/cmd/"
+)
+
+// filterKind says what a topic filter has to do with the product.
+type filterKind uint8
+
+const (
+	ordinary  filterKind = iota // mochi's business, even if it happens to match topics under im/
+	own                         // the user's own topics
+	forbidden                   // under im/, and not the user's
+)
+
+// classify judges a filter that user asks for.
+func classify(user, filter string) filterKind {
+	const share = "$share/"
+	if len(filter) > len(share) && strings.EqualFold(filter[:len(share)], share) { // as mochi reads it
+		rest := filter[len(share):]
+		if _, f, ok := strings.Cut(rest, "/"); ok && strings.HasPrefix(f, prefix) {
+			return forbidden
+		}
+		return ordinary
+	}
+	rest, ok := strings.CutPrefix(filter, prefix)
+	if !ok {
+		return ordinary
+	}
+	rest, ok = strings.CutPrefix(rest, "u/")
+	if !ok {
+		return forbidden
+	}
+	name, level, deeper := strings.Cut(rest, "/")
+	if name != user || deeper && !validTail(level) {
+		return forbidden
+	}
+	return own
+}
+
+// validTail checks what follows im/u/{me}/: levels with wildcards where MQTT allows them.
+func validTail(s string) bool {
+	for {
+		level, rest, more := strings.Cut(s, "/")
+		if strings.ContainsAny(level, "+#") && len(level) > 1 || level == "#" && more {
+			return false
+		}
+		if !more {
+			return true
+		}
+		s = rest
+	}
+}
+
+// matches reports whether an own filter matches a topic under im/u/{me}.
+func matches(filter, topic string) bool {
+	for {
+		f, frest, fmore := strings.Cut(filter, "/")
+		t, trest, tmore := strings.Cut(topic, "/")
+		if f == "#" {
+			return true
+		}
+		if f != "+" && f != t {
+			return false
+		}
+		if !fmore || !tmore {
+			return fmore == tmore || fmore && frest == "#" // a/# matches a [MQTT-4.7.1-2]
+		}
+		filter, topic = frest, trest
+	}
+}

@@ -1,0 +1,403 @@
+// Package link is a client's connection as the hooks share it: one sender and one packet-id space a direction for
+// everything that passes, whichever hook it belongs to.
+//
+// mochi decodes CONNECT, SUBSCRIBE and the like; PUBLISH and its acknowledgements are handled here, on the frames of
+// [transport.Conn] where the connection came through our listener, or on what mochi decoded (OnPacketRead) where the
+// hooks run in somebody else's server. mochi's own inflight table and fan-out stay out of it: they lose messages
+// under pressure and share one table between both directions.
+package link
+
+import (
+	"sync"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/transport"
+)
+
+// Owner is told what became of a publication that went out at QoS 1 or 2, or at QoS 0 with Notify.
+type Owner interface {
+	// Acked: the peer has it (PUBACK, PUBCOMP, or at QoS 0 the kernel took the bytes). reason is the peer's.
+	Acked(token uint64, reason byte)
+	// Room: the connection may take publications again, after Publish returned false.
+	Room()
+}
+
+// Receiver handles publishes to some topics.
+type Receiver interface {
+	// Receive handles p, or returns false where the topic is not its own. It is called on the reading goroutine, in
+	// the order of the packets; p and its payload are valid until it returns. Whoever handles p has it answered with
+	// Conn.Answer(p.Ticket, …) exactly once, now or later. An error ends the connection.
+	Receive(c *Conn, p *Inbound) (handled bool, err error)
+}
+
+// Drainer is a Receiver that wants to know when it has been given everything that came in one go.
+type Drainer interface {
+	// Drained is called on the reading goroutine, which is about to wait for more.
+	Drained(c *Conn)
+}
+
+// Inbound is a PUBLISH from the client, its topic alias resolved.
+type Inbound struct {
+	Topic   string
+	Payload []byte
+	QoS     byte
+	Retain  bool
+	Dup     bool
+	ID      uint16              // packet id, 0 at QoS 0
+	Props   *packets.Properties // nil: none
+	Ticket  uint64              // for Answer
+}
+
+// Conn is one connection of a client.
+type Conn struct {
+	*transport.Conn
+	Client  *mqtt.Client
+	User    string
+	Session *Session
+	V5      bool
+	framed  bool // packets are handled by Frame, not by PacketRead
+	quiet   bool // the client asked for no reason strings
+	reg     *Registry
+
+	// State is the im hook's.
+	State any
+	// Topics is the ordinary topics hook's.
+	Topics any
+	// Writes says that mochi's own writing goroutine runs; the listener's, whose reading goroutine it belongs to.
+	Writes bool
+
+	lastTopic string            // reading goroutine: spares an allocation for each publish
+	aliases   map[uint16]string // reading goroutine: the client's topic aliases
+
+	in  inbound
+	out outbound
+
+	lingers bool     // the listener says when the broker is through with it
+	over    bool     // the connection's goroutine: the session ends with the connection
+	onEnd   []func() // the connection's goroutine
+	done    chan struct{}
+	endOnce sync.Once
+}
+
+// Done is closed when the connection has ended and the hooks have let go of it.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Finish marks the connection as ended; a hook that is told of the disconnect calls it. Where a listener of ours runs
+// the connection that is put off until mochi has let go of it too: what mochi does after OnDisconnect to a session that
+// ends (it removes subscriptions and client by client id) would else hit the connection that takes over.
+func (c *Conn) Finish() {
+	if !c.lingers {
+		c.finish()
+	}
+}
+
+func (c *Conn) finish() { c.endOnce.Do(func() { close(c.done) }) }
+
+// AfterEnd has f called on the connection's goroutine when the connection has ended, even where mochi panicked over it
+// or gave it up in the middle of its handshake, and does not call OnDisconnect then. ok is false where no listener of
+// ours runs the connection, and f is not called. It is called on that goroutine, too.
+func (c *Conn) AfterEnd(f func()) (ok bool) {
+	if c.lingers {
+		c.onEnd = append(c.onEnd, f)
+	}
+	return c.lingers
+}
+
+// end is what the listener calls last.
+func (c *Conn) end() {
+	for _, f := range c.onEnd {
+		f()
+	}
+	c.reg.release(c, c.over)
+	c.finish()
+}
+
+// Of returns the connection of a client, nil before OnConnect.
+func Of(cl *mqtt.Client) *Conn {
+	if t, ok := cl.Net.Conn.(*transport.Conn); ok {
+		c, _ := t.Owner.(*Conn)
+		return c
+	}
+	return nil
+}
+
+// Disconnect sends DISCONNECT with a reason to an MQTT 5 client (3.1.1 has none from the server) and ends the
+// connection. It does not wait.
+func (c *Conn) Disconnect(code packets.Code) {
+	if c.V5 {
+		if b, ok := c.Begin(64 + len(code.Reason)); ok {
+			c.End(appendDisconnect(b, code))
+		}
+	}
+	c.Client.Stop(code)
+	_ = c.Close()
+}
+
+// Abort is Disconnect for a peer that may have stopped reading: what is buffered for it is thrown away.
+func (c *Conn) abort(code packets.Code) {
+	c.Client.Stop(code)
+	c.Conn.Abort()
+}
+
+// Registry knows who is connected: client ids are one flat namespace, and each belongs to the user who has a
+// connection or a session under it.
+type Registry struct {
+	opt       transport.Options
+	receivers []Receiver
+	drainers  []Drainer
+	oversized func(*Conn, *Inbound)
+	exclusive bool // no publish is left to mochi, so no acknowledgement is meant for it
+	caps      *mqtt.Capabilities
+	takeover  time.Duration // how long to wait for an old connection to let go
+
+	mu       sync.Mutex
+	sessions map[string]*Session
+}
+
+// NewRegistry returns a registry. o bounds connections that do not come through our listeners.
+func NewRegistry(o transport.Options) *Registry {
+	return &Registry{opt: o, takeover: 5 * time.Second, sessions: map[string]*Session{}}
+}
+
+// Capabilities tells the registry what the server has announced; hooks call it from SetOpts.
+func (r *Registry) Capabilities(c *mqtt.Capabilities) { r.caps = c }
+
+// Handle adds a receiver; those added first are asked first. It is called before the server serves.
+func (r *Registry) Handle(x Receiver) {
+	r.receivers = append(r.receivers, x)
+	if d, ok := x.(Drainer); ok {
+		r.drainers = append(r.drainers, d)
+	}
+}
+
+// Exclusive says that the receivers together handle every topic.
+func (r *Registry) Exclusive() { r.exclusive = true }
+
+// HandleOversized sets who answers publishes that are too large to be read; f calls Conn.Answer.
+func (r *Registry) HandleOversized(f func(*Conn, *Inbound)) { r.oversized = f }
+
+// TopicAliasMaximum is how many topic aliases a client may set.
+func (r *Registry) TopicAliasMaximum() uint16 {
+	if r.caps == nil {
+		return 65535
+	}
+	return r.caps.TopicAliasMaximum
+}
+
+// Session is what outlives a connection. It belongs to one client id and one user.
+type Session struct {
+	Client string
+	User   string
+
+	mu         sync.Mutex
+	conn       *Conn // the connection that has it or is about to
+	persistent bool  // it stays when the connection ends
+
+	// Subs are the client's filters under im/; the im hook's, guarded by Lock.
+	Subs map[string]Sub
+	// Topics is the ordinary topics hook's.
+	Topics any
+
+	will     func() // of a connection that has ended, and when it is due
+	willDue  *time.Timer
+	received map[uint16]bool // QoS 2 packet ids between PUBREC and PUBREL
+	recent   recent          // what was published without a cid
+}
+
+// Persistent reports whether the session outlives its connection.
+func (s *Session) Persistent() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.persistent
+}
+
+// Taken reports whether a connection has the session, or is about to.
+func (s *Session) Taken() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn != nil
+}
+
+// Lock guards Subs.
+func (s *Session) Lock() { s.mu.Lock() }
+
+// Unlock ends Lock.
+func (s *Session) Unlock() { s.mu.Unlock() }
+
+// Claim sets up the connection of a client that has sent CONNECT, for user. It returns nil when the client id
+// belongs to another user. It is called from OnConnect, on the goroutine that reads the connection.
+func (r *Registry) Claim(cl *mqtt.Client, user string) *Conn {
+	t, ok := cl.Net.Conn.(*transport.Conn)
+	framed := ok
+	if !framed {
+		t = transport.Wrap(cl.Net.Conn, r.opt)
+		cl.Net.Conn = t
+	}
+	c := &Conn{Conn: t, Client: cl, User: user, V5: cl.Properties.ProtocolVersion == 5, framed: framed, reg: r, done: make(chan struct{})}
+	c.quiet = cl.Properties.Props.RequestProblemInfoFlag && cl.Properties.Props.RequestProblemInfo == 0
+	c.in.init(c)
+	c.out.init(c)
+
+	r.mu.Lock()
+	s := r.sessions[cl.ID]
+	if s == nil {
+		s = &Session{Client: cl.ID, User: user}
+		r.sessions[cl.ID] = s
+	}
+	if s.User != user {
+		r.mu.Unlock()
+		return nil
+	}
+	s.mu.Lock()
+	if s.conn == nil {
+		s.conn = c
+	}
+	s.mu.Unlock()
+	r.mu.Unlock()
+	c.Session = s
+	c.lingers = t.AfterEnd(c.end) // not before: a connection that is refused above has no session to let go of
+	t.Owner = c
+	t.OnDrain = c.out.drained
+	if framed {
+		t.Open(c)
+	} else {
+		t.Open(nil)
+	}
+	t.AfterClose(func() {
+		c.in.close()
+		r.abandon(c)
+	})
+	return c
+}
+
+// abandon forgets a claim whose connection ended before it was taken over by Establish.
+func (r *Registry) abandon(c *Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := c.Session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c || c.established() {
+		return
+	}
+	s.conn = nil
+	if !s.persistent && r.sessions[s.Client] == s {
+		delete(r.sessions, s.Client)
+	}
+}
+
+func (c *Conn) established() bool { return c.in.open.Load() }
+
+// Establish makes c the connection of its session, after the client has been authenticated: an older one is ended
+// and waited for first, so that there is never more than one that reads or is sent to. clean forgets the session's
+// state. present tells whether there was a session to go on with.
+func (r *Registry) Establish(c *Conn, clean, persistent bool) (present bool) {
+	for {
+		r.mu.Lock()
+		s := r.sessions[c.Session.Client]
+		if s != nil && s.User != c.User { // it ended, and another user has taken it
+			r.mu.Unlock()
+			c.Disconnect(packets.ErrClientIdentifierNotValid)
+			return false
+		}
+		if s == nil {
+			s = &Session{Client: c.Client.ID, User: c.User}
+			r.sessions[c.Client.ID] = s
+		}
+		c.Session = s
+		s.mu.Lock()
+		old := s.conn
+		if old == nil || old == c || !old.established() {
+			present = s.persistent && !clean
+			if s.willDue != nil && s.willDue.Stop() && !present {
+				go s.will()
+			}
+			s.will, s.willDue = nil, nil
+			if !present {
+				s.Subs, s.Topics, s.received, s.recent = nil, nil, nil, recent{}
+			}
+			s.conn, s.persistent = c, persistent
+			c.in.open.Store(true)
+			s.mu.Unlock()
+			r.mu.Unlock()
+			return present
+		}
+		s.mu.Unlock()
+		r.mu.Unlock()
+		old.Disconnect(packets.ErrSessionTakenOver)
+		select {
+		case <-old.done:
+		case <-time.After(r.takeover):
+			old.abort(packets.ErrSessionTakenOver)
+			old.finish()
+			r.release(old, false)
+		}
+	}
+}
+
+// Reset forgets what the session has kept of earlier connections.
+func (r *Registry) Reset(c *Conn) {
+	s := c.Session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Subs, s.Topics, s.received, s.recent = nil, nil, nil, recent{}
+}
+
+// Release ends c's hold on its session; ended says that the session is over, too. Like Finish it may be put off.
+func (r *Registry) Release(c *Conn, ended bool) {
+	if c.lingers {
+		c.over = c.over || ended
+		return
+	}
+	r.release(c, ended)
+}
+
+func (r *Registry) release(c *Conn, ended bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := c.Session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c {
+		return
+	}
+	s.conn = nil
+	if (ended || !s.persistent) && r.sessions[s.Client] == s {
+		delete(r.sessions, s.Client)
+	}
+}
+
+// Expire forgets the session of a client that has been away for too long, unless it is back.
+func (r *Registry) Expire(client string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.sessions[client]; s != nil && !s.Taken() {
+		delete(r.sessions, client)
+	}
+}
+
+// DelayWill has f called after the delay, unless the session is resumed before [MQTT-3.1.3-9]; at once where a new
+// session takes its place.
+func (s *Session) DelayWill(delay time.Duration, f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.will, s.willDue = f, time.AfterFunc(delay, f)
+}
+
+// Forget ends the session of a client that is not connected.
+func (r *Registry) Forget(client string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.sessions[client]; s != nil {
+		s.mu.Lock()
+		if s.conn == nil {
+			delete(r.sessions, client)
+		} else {
+			s.persistent = false
+		}
+		s.mu.Unlock()
+	}
+}
