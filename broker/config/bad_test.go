@@ -1,0 +1,134 @@
+package config
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// bad is what each testdata/*.bad.yaml is answered with. Every mistake in a file is reported, and no secret.
+var bad = map[string]string{
+	"acl.bad.yaml": `
+acl.bad.yaml:2:5: acl[0]: expected either allow or deny, as in {allow: pubsub, topic: "devices/%u/#"}
+acl.bad.yaml:3:5: acl[1]: expected either allow or deny, as in {allow: pubsub, topic: "devices/%u/#"}
+acl.bad.yaml:4:13: acl[2].allow: found "publish", expected pub, sub or pubsub
+acl.bad.yaml:5:12: acl[3].deny: found "all", expected pub, sub or pubsub
+acl.bad.yaml:5:24: acl[3].topic: found "a/#/b", expected # only at the end
+acl.bad.yaml:6:5: acl[4].topic: found "", expected a topic filter such as devices/%u/#
+acl.bad.yaml:7:25: acl[5].topic: found "$share/g/x", expected the filter without $share/group/: a rule speaks of shared subscriptions too`,
+	"anchor.bad.yaml": `
+anchor.bad.yaml:2:16: not valid YAML: unknown anchor … referenced`,
+	"documents.bad.yaml": `
+documents.bad.yaml:2:1: found 2 YAML documents, expected one`,
+	"jwt.bad.yaml": `
+jwt.bad.yaml:4:17: auth.jwt.user_claim: found "", expected the claim that holds the user, such as sub
+jwt.bad.yaml:5:13: auth.jwt.leeway: found -1s, expected at least 0s
+jwt.bad.yaml:7:15: auth.jwt.keys[0].alg: found "none", expected HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512 or EdDSA
+jwt.bad.yaml:8:9: auth.jwt.keys[1]: expected either secret or secret_file for HS256
+jwt.bad.yaml:9:9: auth.jwt.keys[2]: found public_key, expected only secret for HS256
+jwt.bad.yaml:10:9: auth.jwt.keys[3]: expected either public_key or public_key_file for ES256
+jwt.bad.yaml:11:9: auth.jwt.keys[4]: found a text, expected a section with kid, alg, secret, secret_file, public_key, public_key_file
+jwt.bad.yaml:12:30: auth.jwt.keys[5].secret: found a list, expected a text`,
+	"later.bad.yaml": `
+later.bad.yaml:2:9: auth.mode: found "http", which is not available in this version; expected trust, file or jwt
+later.bad.yaml:3:19: auth.jwt.jwks_url: not available in this version; expected the keys themselves in auth.jwt.keys
+later.bad.yaml:4:17: store.driver: found "mysql", but this version has only pebble; expected pebble
+later.bad.yaml:7:16: cluster.redis.addresses: clusters are not in this version; expected an empty list`,
+	"list.bad.yaml": `
+list.bad.yaml:1:1: found a list, expected a section with node, listeners, http, auth, acl, store, cluster, delivery, inbox, history, dedupe, group, limits, log`,
+	"listeners.bad.yaml": `
+listeners.bad.yaml:3:57: listeners[0].path: found "/x", expected none: only types ws and wss have a path
+listeners.bad.yaml:3:67: listeners[0].cert: found "c.pem", expected none: only types tls and wss have certificates
+listeners.bad.yaml:4:12: listeners[1].name: found "a" twice, expected a name of its own
+listeners.bad.yaml:4:21: listeners[1].type: found "udp", expected tcp, ws, tls or wss
+listeners.bad.yaml:5:5: listeners[2].cert: found nothing, expected a PEM file: type tls needs cert and key
+listeners.bad.yaml:5:35: listeners[2].address: found "0.0.0.0:1883" twice, expected an address of its own
+listeners.bad.yaml:7:14: listeners[3].address: found "nowhere", expected host:port such as 127.0.0.1:1883
+listeners.bad.yaml:8:11: listeners[3].path: found "mqtt", expected a path such as /mqtt`,
+	"nokeys.bad.yaml": `
+nokeys.bad.yaml:1:7: auth.jwt.keys: found none, expected at least one key for auth.mode jwt such as {alg: RS256, public_key_file: idp.pem}`,
+	"none.bad.yaml": `
+none.bad.yaml:1:12: listeners: found none, expected at least one such as {type: tcp, address: "127.0.0.1:1883"}`,
+	"secrets.bad.yaml": `
+secrets.bad.yaml:2:16: store.mysql.dsn: found a list, expected a text
+secrets.bad.yaml:2:39: store.mysql.replicas: found a text, expected a list
+secrets.bad.yaml:4:10: cluster.redis: found a text, expected a section with addresses, password, db
+secrets.bad.yaml:6:8: auth.jwt: found a text, expected a section with keys, jwks_url, audience, issuer, user_claim, leeway`,
+	"syntax.bad.yaml": `
+syntax.bad.yaml:3:2: not valid YAML: did not find expected key`,
+	"trust.bad.yaml": `
+trust.bad.yaml:2:26: listeners[0].address: found ":1883" with auth.mode trust, which lets anyone be any user; expected a loopback address such as 127.0.0.1:1883, or auth.mode file or jwt
+trust.bad.yaml:5:26: listeners[3].address: found "192.168.1.7:1886" with auth.mode trust, which lets anyone be any user; expected a loopback address such as 127.0.0.1:1883, or auth.mode file or jwt`,
+	"twice.bad.yaml": `
+twice.bad.yaml:4:3: delivery.window: given twice
+twice.bad.yaml:5:1: log: given twice`,
+	"types.bad.yaml": `
+types.bad.yaml:2:11: delivery.window: found "many", expected a whole number
+types.bad.yaml:3:16: delivery.ack_timeout: found "10", expected a duration such as 10s
+types.bad.yaml:4:17: delivery.max_attempts: found "1.5", expected a whole number
+types.bad.yaml:5:23: inbox.max_messages: found a list, expected a whole number
+types.bad.yaml:5:33: inbox.ttl: found "7d", expected a duration such as 10s
+types.bad.yaml:7:18: limits.message_bytes: found "1MB", expected a size such as 256KiB or a number of bytes
+types.bad.yaml:8:18: limits.command_bytes: found "99999999TiB", expected a size such as 256KiB or a number of bytes
+types.bad.yaml:9:15: limits.connections: found nothing, expected a whole number
+types.bad.yaml:10:6: log: found "debug", expected a section with level, format
+types.bad.yaml:11:6: acl: found a section, expected a list
+types.bad.yaml:12:7: node: found a list, expected a section with name, shutdown_timeout
+types.bad.yaml:14:12: http.address: found a section, expected a text`,
+	"unknown.bad.yaml": `
+unknown.bad.yaml:4:5: store.pebble.pth: unknown key (did you mean "path"?)
+unknown.bad.yaml:5:5: store.pebble.completely_other: unknown key
+unknown.bad.yaml:6:1: limit: unknown key (did you mean "limits"?)
+unknown.bad.yaml:8:5: listeners[0].address: found "", expected host:port such as 127.0.0.1:1883
+unknown.bad.yaml:8:6: listeners[0].adress: unknown key (did you mean "address"?)
+unknown.bad.yaml:9:1: <<: unknown key`,
+	"values.bad.yaml": `
+values.bad.yaml:1:14: node.name: found "a b", expected at most 64 bytes without spaces
+values.bad.yaml:1:39: node.shutdown_timeout: found -1s, expected at least 0s
+values.bad.yaml:2:17: http.address: found "localhost", expected host:port such as 127.0.0.1:1883
+values.bad.yaml:4:9: auth.mode: found "tust", expected trust, file or jwt
+values.bad.yaml:6:11: store.driver: found "postgres", expected pebble
+values.bad.yaml:7:18: store.pebble.path: found "", expected a folder such as data
+values.bad.yaml:7:28: store.pebble.sync: found "never", expected commit or interval
+values.bad.yaml:7:45: store.pebble.min_free: found -1, expected 0 to 1024TiB
+values.bad.yaml:8:20: delivery.window: found 0, expected 1 to 65535
+values.bad.yaml:8:36: delivery.ack_timeout: found 0s, expected at least 1ms
+values.bad.yaml:8:54: delivery.max_attempts: found 0, expected 1 to 1000
+values.bad.yaml:9:23: inbox.max_messages: found -1, expected at least 0
+values.bad.yaml:9:32: inbox.ttl: found -1h, expected at least 0s
+values.bad.yaml:10:16: history.ttl: found -1s, expected at least 0s
+values.bad.yaml:11:18: dedupe.window: found 0s, expected at least 1ms
+values.bad.yaml:12:37: group.large_max: found 10, expected at least group.small_max, which is 1000
+values.bad.yaml:14:18: limits.message_bytes: found 1GiB, expected 0 to 268435455
+values.bad.yaml:15:21: limits.sends_per_second: found -1, expected at least 0
+values.bad.yaml:16:20: limits.connect_timeout: found -5s, expected at least 0s
+values.bad.yaml:17:14: log.level: found "loud", expected debug, info, warn or error
+values.bad.yaml:17:28: log.format: found "xml", expected text or json`,
+}
+
+func TestBadFiles(t *testing.T) {
+	t.Chdir("testdata")
+	files, err := filepath.Glob("*.bad.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) != len(bad) {
+		t.Errorf("files: got %d, want the %d of the table", len(files), len(bad))
+	}
+	for _, file := range files {
+		t.Run(file, func(t *testing.T) {
+			_, err := Load(file, nil)
+			if err == nil {
+				t.Fatal("got no error")
+			}
+			if diff := cmp.Diff(strings.Split(strings.TrimSpace(bad[file]), "\n"), strings.Split(err.Error(), "\n")); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if strings.Contains(err.Error(), hidden) {
+				t.Errorf("a secret is printed: %v", err)
+			}
+		})
+	}
+}

@@ -1,0 +1,211 @@
+// Package config is the configuration of the server: what can be set, its defaults, and how it is read.
+//
+// A value comes from its default, from a YAML file, or from an environment variable named MQIM_ and the path of the
+// key (MQIM_STORE_DRIVER), each over the one before. Reading is strict and reports every mistake at once, with file,
+// line and column. The package opens no socket and knows nothing of what the settings do; it asks hooks/acl and
+// hooks/auth what they can work with. A Config is not changed after Load, so any number of goroutines may read it.
+//
+// Everywhere under limits 0 means no limit.
+package config
+
+import (
+	"os"
+	"time"
+)
+
+// Config is the whole configuration.
+type Config struct {
+	Node      Node       `yaml:"node"`
+	Listeners []Listener `yaml:"listeners"`
+	HTTP      HTTP       `yaml:"http"`
+	Auth      Auth       `yaml:"auth"`
+	ACL       []Rule     `yaml:"acl"`
+	Store     Store      `yaml:"store"`
+	Cluster   Cluster    `yaml:"cluster"`
+	Delivery  Delivery   `yaml:"delivery"`
+	Inbox     Inbox      `yaml:"inbox"`
+	History   History    `yaml:"history"`
+	Dedupe    Dedupe     `yaml:"dedupe"`
+	Group     Group      `yaml:"group"`
+	Limits    Limits     `yaml:"limits"`
+	Log       Log        `yaml:"log"`
+
+	at positions // where each value was read, for Validate; nil for one made in code
+}
+
+// Default is the configuration without a file and without variables.
+func Default() *Config {
+	return &Config{
+		Node: Node{ShutdownTimeout: Duration(10 * time.Second)},
+		Listeners: []Listener{
+			{Name: "mqtt", Type: "tcp", Address: "127.0.0.1:1883"},
+			{Name: "ws", Type: "ws", Address: "127.0.0.1:8083", Path: "/mqtt"},
+		},
+		HTTP:     HTTP{Address: "127.0.0.1:8080"},
+		Auth:     Auth{Mode: "trust", File: AuthFile{Path: "users.yaml"}, JWT: AuthJWT{UserClaim: "sub"}},
+		Store:    Store{Driver: "pebble", Pebble: Pebble{Path: "data", Sync: "commit"}},
+		Delivery: Delivery{Window: 256, AckTimeout: Duration(10 * time.Second), MaxAttempts: 5},
+		Inbox:    Inbox{MaxMessages: 10000, TTL: Duration(168 * time.Hour)},
+		Dedupe:   Dedupe{Window: Duration(168 * time.Hour)},
+		Group:    Group{SmallMax: 500, LargeMax: 100000},
+		Limits: Limits{
+			MessageBytes: 256 << 10, CommandBytes: 512 << 10, SendsPerSecond: 200, SendBurst: 400, DevicesPerUser: 100,
+			ConnectTimeout: Duration(5 * time.Second), WriteTimeout: Duration(10 * time.Second), WriteBuffer: 1 << 20,
+		},
+		Log: Log{Level: "info", Format: "text"},
+	}
+}
+
+// Node is about this process.
+type Node struct {
+	Name            string   `yaml:"name"`             // "": see NodeName
+	ShutdownTimeout Duration `yaml:"shutdown_timeout"` // how long stopping may take before connections are cut
+}
+
+// NodeName is node.name or, if that is empty, the name of the host.
+func (c *Config) NodeName() string {
+	if c.Node.Name != "" {
+		return c.Node.Name
+	}
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		return "mqim"
+	}
+	return host
+}
+
+// Listener is a place where MQTT clients connect.
+type Listener struct {
+	Name     string `yaml:"name"`      // unique; in the file it may be left out and becomes the type and its number
+	Type     string `yaml:"type"`      // tcp, ws, tls or wss; tcp if left out
+	Address  string `yaml:"address"`   // host:port; an empty host is every address, port 0 any free one
+	Path     string `yaml:"path"`      // ws and wss: of the URL; /mqtt if left out
+	Cert     string `yaml:"cert"`      // tls and wss: PEM file
+	Key      string `yaml:"key"`       // tls and wss: PEM file
+	ClientCA string `yaml:"client_ca"` // tls and wss: PEM file; set, clients must show a certificate signed by it
+}
+
+// HTTP is the address of /healthz, /readyz and /metrics; "" turns them off.
+type HTTP struct {
+	Address string `yaml:"address"`
+}
+
+// Auth is how users prove who they are.
+type Auth struct {
+	Mode string   `yaml:"mode"` // trust, file or jwt
+	File AuthFile `yaml:"file"`
+	JWT  AuthJWT  `yaml:"jwt"`
+}
+
+// AuthFile is the users file of mode file.
+type AuthFile struct {
+	Path string `yaml:"path"`
+}
+
+// AuthJWT is mode jwt: the token is the MQTT password.
+type AuthJWT struct {
+	Keys      []JWTKey `yaml:"keys"`
+	JWKSURL   string   `yaml:"jwks_url"` // not in this version
+	Audience  string   `yaml:"audience"` // "": not checked
+	Issuer    string   `yaml:"issuer"`   // "": not checked
+	UserClaim string   `yaml:"user_claim"`
+	Leeway    Duration `yaml:"leeway"` // for clocks that differ
+}
+
+// JWTKey is a key that tokens may be signed with.
+type JWTKey struct {
+	KeyID         string `yaml:"kid"`
+	Algorithm     string `yaml:"alg"`
+	Secret        Secret `yaml:"secret"`
+	SecretFile    string `yaml:"secret_file"`
+	PublicKey     string `yaml:"public_key"` // PEM
+	PublicKeyFile string `yaml:"public_key_file"`
+}
+
+// Rule allows or denies pub, sub or pubsub on a topic outside im/; one of Allow and Deny is set.
+type Rule struct {
+	Allow string `yaml:"allow"`
+	Deny  string `yaml:"deny"`
+	Topic string `yaml:"topic"` // a filter; %u is the user, %c the client id
+}
+
+// Store is where messages are kept.
+type Store struct {
+	Driver string `yaml:"driver"` // pebble
+	Pebble Pebble `yaml:"pebble"`
+	MySQL  MySQL  `yaml:"mysql"`
+}
+
+// Pebble is the embedded store.
+type Pebble struct {
+	Path    string `yaml:"path"`     // folder, made if missing
+	Sync    string `yaml:"sync"`     // commit: durable before acknowledged; interval: faster, may lose the last moment
+	MinFree Size   `yaml:"min_free"` // below this much free disk sends are refused; 0: a tenth of the disk, at most 64 MiB
+}
+
+// MySQL is a store for several nodes; not in this version.
+type MySQL struct {
+	DSN      Secret   `yaml:"dsn"`
+	Replicas []Secret `yaml:"replicas"`
+}
+
+// Cluster is about several nodes; not in this version.
+type Cluster struct {
+	Redis Redis `yaml:"redis"`
+}
+
+// Redis connects the nodes; no addresses: a single node.
+type Redis struct {
+	Addresses []string `yaml:"addresses"`
+	Password  Secret   `yaml:"password"`
+	DB        int      `yaml:"db"`
+}
+
+// Delivery is how messages go out to a device.
+type Delivery struct {
+	Window      int      `yaml:"window"`       // messages without acknowledgement per device
+	AckTimeout  Duration `yaml:"ack_timeout"`  // then a message is sent again, at doubling intervals
+	MaxAttempts int      `yaml:"max_attempts"` // then the device is left alone until it shows life
+}
+
+// Inbox bounds what waits for a user.
+type Inbox struct {
+	MaxMessages int      `yaml:"max_messages"` // 0: no limit
+	TTL         Duration `yaml:"ttl"`          // 0: kept
+}
+
+// History is how long conversations stay readable; 0: for ever.
+type History struct {
+	TTL Duration `yaml:"ttl"`
+}
+
+// Dedupe is how long a message sent again is recognized.
+type Dedupe struct {
+	Window Duration `yaml:"window"`
+}
+
+// Group bounds groups, in members.
+type Group struct {
+	SmallMax int `yaml:"small_max"`
+	LargeMax int `yaml:"large_max"`
+}
+
+// Limits protect the server; 0 means no limit.
+type Limits struct {
+	MessageBytes      Size     `yaml:"message_bytes"`
+	CommandBytes      Size     `yaml:"command_bytes"`
+	SendsPerSecond    int      `yaml:"sends_per_second"` // per user
+	SendBurst         int      `yaml:"send_burst"`
+	Connections       int      `yaml:"connections"`
+	ConnectsPerSecond int      `yaml:"connects_per_second"`
+	DevicesPerUser    int      `yaml:"devices_per_user"`
+	ConnectTimeout    Duration `yaml:"connect_timeout"` // from the connection to its CONNECT packet
+	WriteTimeout      Duration `yaml:"write_timeout"`   // of a socket that takes nothing
+	WriteBuffer       Size     `yaml:"write_buffer"`    // per connection
+}
+
+// Log is what is logged and how.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info, warn or error
+	Format string `yaml:"format"` // text or json
+}

@@ -1,0 +1,275 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mqim/mqim/hooks/acl"
+	"github.com/mqim/mqim/hooks/auth"
+)
+
+// maxPacket is what MQTT can carry in one packet, in bytes [MQTT-2.1.4].
+const maxPacket = 268435455
+
+// Validate reports every impossible value, as Errors. Load has called it already.
+func (c *Config) Validate() error { return c.validate().orNil(c.at[""].source) }
+
+// validator gathers mistakes and knows where the values stand.
+type validator struct {
+	at   positions
+	errs Errors
+}
+
+func (c *Config) validate() Errors {
+	v := &validator{at: c.at}
+	c.Node.validate(v)
+	c.validateListeners(v)
+	if c.HTTP.Address != "" {
+		v.address("http.address", c.HTTP.Address)
+	}
+	c.Auth.validate(v)
+	for i, rule := range c.ACL {
+		rule.validate(v, fmt.Sprintf("acl[%d]", i))
+	}
+	c.Store.validate(v)
+	c.Cluster.validate(v)
+	c.Delivery.validate(v)
+	v.number("inbox.max_messages", c.Inbox.MaxMessages, 0, 0)
+	v.duration("inbox.ttl", c.Inbox.TTL, 0)
+	v.duration("history.ttl", c.History.TTL, 0)
+	v.duration("dedupe.window", c.Dedupe.Window, time.Millisecond)
+	c.Group.validate(v)
+	c.Limits.validate(v)
+	v.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	v.oneOf("log.format", c.Log.Format, "text", "json")
+	return v.errs
+}
+
+func (v *validator) fail(key, format string, args ...any) {
+	at := v.at.of(key)
+	v.errs = append(v.errs, &Error{Source: at.source, Line: at.line, Column: at.column, Key: key, Text: fmt.Sprintf(format, args...)})
+}
+
+// number checks low <= n and, where high is not 0, n <= high.
+func (v *validator) number(key string, n, low, high int) {
+	switch {
+	case high != 0 && (n < low || n > high):
+		v.fail(key, "found %d, expected %d to %d", n, low, high)
+	case n < low:
+		v.fail(key, "found %d, expected at least %d", n, low)
+	}
+}
+
+func (v *validator) size(key string, n, low, high Size) {
+	if n < low || n > high {
+		v.fail(key, "found %s, expected %s to %s", n, low, high)
+	}
+}
+
+func (v *validator) duration(key string, d Duration, low time.Duration) {
+	if d.D() < low {
+		v.fail(key, "found %s, expected at least %s", d, Duration(low))
+	}
+}
+
+func (v *validator) oneOf(key, found string, allowed ...string) bool {
+	if slices.Contains(allowed, found) {
+		return true
+	}
+	v.fail(key, "found %s, expected %s", quote(found), or(allowed))
+	return false
+}
+
+// or is "a, b or c".
+func or(words []string) string {
+	if len(words) < 2 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
+}
+
+// address checks host:port and returns the host.
+func (v *validator) address(key, address string) (host string, ok bool) {
+	host, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil || strings.ContainsAny(host, " /") {
+		v.fail(key, "found %s, expected host:port such as 127.0.0.1:1883", quote(address))
+		return "", false
+	}
+	return host, true
+}
+
+func (n Node) validate(v *validator) {
+	if len(n.Name) > 64 || strings.ContainsFunc(n.Name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		v.fail("node.name", "found %s, expected at most 64 bytes without spaces", quote(n.Name))
+	}
+	v.duration("node.shutdown_timeout", n.ShutdownTimeout, 0)
+}
+
+func (c *Config) validateListeners(v *validator) {
+	if len(c.Listeners) == 0 {
+		v.fail("listeners", "found none, expected at least one such as {type: tcp, address: \"127.0.0.1:1883\"}")
+	}
+	names, addresses := map[string]bool{}, map[string]bool{}
+	for i, l := range c.Listeners {
+		key := fmt.Sprintf("listeners[%d]", i)
+		l.validate(v, key)
+		if names[l.Name] {
+			v.fail(key+".name", "found %s twice, expected a name of its own", quote(l.Name))
+		}
+		names[l.Name] = true
+		host, ok := v.address(key+".address", l.Address)
+		switch {
+		case !ok:
+			continue
+		case addresses[l.Address] && !strings.HasSuffix(l.Address, ":0"):
+			v.fail(key+".address", "found %s twice, expected an address of its own", quote(l.Address))
+		case c.Auth.Mode == "trust" && !loopback(host):
+			v.fail(key+".address", "found %s with auth.mode trust, which lets anyone be any user; "+
+				"expected a loopback address such as 127.0.0.1:1883, or auth.mode file or jwt", quote(l.Address))
+		}
+		addresses[l.Address] = true
+	}
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+func (l Listener) validate(v *validator, key string) {
+	if !v.oneOf(key+".type", l.Type, "tcp", "ws", "tls", "wss") {
+		return
+	}
+	switch {
+	case l.web() && !strings.HasPrefix(l.Path, "/"):
+		v.fail(key+".path", "found %s, expected a path such as /mqtt", quote(l.Path))
+	case !l.web() && l.Path != "":
+		v.fail(key+".path", "found %s, expected none: only types ws and wss have a path", quote(l.Path))
+	}
+	for _, file := range []struct {
+		name, value string
+		required    bool
+	}{{"cert", l.Cert, true}, {"key", l.Key, true}, {"client_ca", l.ClientCA, false}} {
+		switch {
+		case l.TLS() && file.required && file.value == "":
+			v.fail(key+"."+file.name, "found nothing, expected a PEM file: type %s needs cert and key", l.Type)
+		case !l.TLS() && file.value != "":
+			v.fail(key+"."+file.name, "found %s, expected none: only types tls and wss have certificates", quote(file.value))
+		}
+	}
+}
+
+func (a Auth) validate(v *validator) {
+	switch a.Mode {
+	case "mysql", "http":
+		v.fail("auth.mode", "found %q, which is not available in this version; expected trust, file or jwt", a.Mode)
+	default:
+		v.oneOf("auth.mode", a.Mode, "trust", "file", "jwt")
+	}
+	if a.Mode == "file" && a.File.Path == "" {
+		v.fail("auth.file.path", `found "", expected the users file of auth.mode file`)
+	}
+	j := a.JWT
+	if j.JWKSURL != "" {
+		v.fail("auth.jwt.jwks_url", "not available in this version; expected the keys themselves in auth.jwt.keys")
+	}
+	if j.UserClaim == "" {
+		v.fail("auth.jwt.user_claim", `found "", expected the claim that holds the user, such as sub`)
+	}
+	v.duration("auth.jwt.leeway", j.Leeway, 0)
+	if a.Mode == "jwt" && len(j.Keys) == 0 {
+		v.fail("auth.jwt.keys", "found none, expected at least one key for auth.mode jwt such as {alg: RS256, public_key_file: idp.pem}")
+	}
+	for i, k := range j.Keys {
+		k.validate(v, fmt.Sprintf("auth.jwt.keys[%d]", i))
+	}
+}
+
+func (k JWTKey) validate(v *validator, key string) {
+	if !slices.Contains(auth.Algorithms, k.Algorithm) {
+		v.fail(key+".alg", "found %s, expected %s", quote(k.Algorithm), or(auth.Algorithms))
+		return
+	}
+	given := map[string]bool{
+		"secret": k.Secret != "", "secret_file": k.SecretFile != "",
+		"public_key": k.PublicKey != "", "public_key_file": k.PublicKeyFile != "",
+	}
+	want, other := "public_key", "secret"
+	if strings.HasPrefix(k.Algorithm, "HS") {
+		want, other = other, want
+	}
+	switch {
+	case given[want] == given[want+"_file"]:
+		v.fail(key, "expected either %s or %s_file for %s", want, want, k.Algorithm)
+	case given[other] || given[other+"_file"]:
+		v.fail(key, "found %s, expected only %s for %s", other, want, k.Algorithm)
+	}
+}
+
+func (r Rule) validate(v *validator, key string) {
+	switch {
+	case (r.Allow == "") == (r.Deny == ""):
+		v.fail(key, "expected either allow or deny, as in {allow: pubsub, topic: \"devices/%%u/#\"}")
+	case r.Allow != "":
+		v.oneOf(key+".allow", r.Allow, "pub", "sub", "pubsub")
+	default:
+		v.oneOf(key+".deny", r.Deny, "pub", "sub", "pubsub")
+	}
+	if err := acl.CheckTopic(r.Topic); err != nil {
+		v.fail(key+".topic", "found %s, %v", quote(r.Topic), err)
+	}
+}
+
+func (s Store) validate(v *validator) {
+	if s.Driver == "mysql" {
+		v.fail("store.driver", `found "mysql", but this version has only pebble; expected pebble`)
+	} else {
+		v.oneOf("store.driver", s.Driver, "pebble")
+	}
+	if s.Pebble.Path == "" {
+		v.fail("store.pebble.path", `found "", expected a folder such as data`)
+	}
+	v.oneOf("store.pebble.sync", s.Pebble.Sync, "commit", "interval")
+	v.size("store.pebble.min_free", s.Pebble.MinFree, 0, 1<<50)
+}
+
+func (c Cluster) validate(v *validator) {
+	if len(c.Redis.Addresses) > 0 {
+		v.fail("cluster.redis.addresses", "clusters are not in this version; expected an empty list")
+	}
+	v.number("cluster.redis.db", c.Redis.DB, 0, 0)
+}
+
+func (d Delivery) validate(v *validator) {
+	v.number("delivery.window", d.Window, 1, 65535)
+	v.duration("delivery.ack_timeout", d.AckTimeout, time.Millisecond)
+	v.number("delivery.max_attempts", d.MaxAttempts, 1, 1000)
+}
+
+func (g Group) validate(v *validator) {
+	v.number("group.small_max", g.SmallMax, 1, 100_000)
+	v.number("group.large_max", g.LargeMax, 1, 10_000_000)
+	if g.LargeMax < g.SmallMax {
+		v.fail("group.large_max", "found %d, expected at least group.small_max, which is %d", g.LargeMax, g.SmallMax)
+	}
+}
+
+func (l Limits) validate(v *validator) {
+	v.size("limits.message_bytes", l.MessageBytes, 0, maxPacket)
+	v.size("limits.command_bytes", l.CommandBytes, 0, maxPacket)
+	v.size("limits.write_buffer", l.WriteBuffer, 0, 1<<30)
+	v.number("limits.sends_per_second", l.SendsPerSecond, 0, 0)
+	v.number("limits.send_burst", l.SendBurst, 0, 0)
+	v.number("limits.connections", l.Connections, 0, 0)
+	v.number("limits.connects_per_second", l.ConnectsPerSecond, 0, 0)
+	v.number("limits.devices_per_user", l.DevicesPerUser, 0, 0)
+	v.duration("limits.connect_timeout", l.ConnectTimeout, 0)
+	v.duration("limits.write_timeout", l.WriteTimeout, 0)
+}

@@ -1,0 +1,156 @@
+package broker
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/mqim/mqim/im"
+	"github.com/mqim/mqim/transport"
+)
+
+// metrics counts what the engine and the hooks tell, and asks the rest when /metrics is read. It implements
+// im.Metrics and topics.Metrics.
+type metrics struct {
+	reg *prometheus.Registry
+
+	accepted, committed, dups, delivered, retransmitted, acked, receipts prometheus.Counter
+	topicDelivered                                                       prometheus.Counter
+	refused, dropped                                                     *prometheus.CounterVec
+	batch, latency                                                       prometheus.Histogram
+	queueMessages, queueBytes                                            prometheus.Gauge
+}
+
+var _ im.Metrics = (*metrics)(nil)
+
+func newMetrics() *metrics {
+	m := &metrics{reg: prometheus.NewRegistry()}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "mqim_" + name, Help: help})
+		m.reg.MustRegister(c)
+		return c
+	}
+	vec := func(name, label, help string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mqim_" + name, Help: help}, []string{label})
+		m.reg.MustRegister(c)
+		return c
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "mqim_" + name, Help: help})
+		m.reg.MustRegister(g)
+		return g
+	}
+	m.accepted = counter("messages_accepted_total", "Messages that were queued for commit.")
+	m.committed = counter("messages_committed_total", "Messages that are durable.")
+	m.dups = counter("messages_duplicate_total", "Messages that were recognized as sent before, by their cid.")
+	m.delivered = counter("messages_delivered_total", "First deliveries of messages to devices.")
+	m.retransmitted = counter("messages_retransmitted_total", "Deliveries repeated for want of an acknowledgement.")
+	m.acked = counter("messages_acked_total", "Deliveries acknowledged by devices.")
+	m.receipts = counter("receipts_total", "Receipts sent; one may speak for many messages.")
+	m.topicDelivered = counter("topic_delivered_total", "Messages on ordinary topics handed to subscribers.")
+	m.refused = vec("refused_total", "code", "Messages and commands refused, by error code.")
+	m.dropped = vec("dropped_total", "reason", "What was not sent to a client, by reason. Messages are never dropped for want of an acknowledgement.")
+	m.queueMessages = gauge("commit_queue_messages", "Messages that the last batch found waiting.")
+	m.queueBytes = gauge("commit_queue_bytes", "The size of their bodies.")
+	m.batch = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "mqim_commit_batch_messages", Help: "Messages in one commit, which is one sync.",
+		Buckets: prometheus.ExponentialBuckets(1, 4, 8),
+	})
+	m.latency = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "mqim_commit_seconds", Help: "How long a commit took, sync included.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 2, 15),
+	})
+	m.reg.MustRegister(m.batch, m.latency, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) Accepted()            { m.accepted.Inc() }
+func (m *metrics) Refused(code im.Code) { m.refused.WithLabelValues(string(code)).Inc() }
+func (m *metrics) Delivered(n int)      { m.delivered.Add(float64(n)) }
+func (m *metrics) Retransmitted()       { m.retransmitted.Inc() }
+func (m *metrics) Acked(n int)          { m.acked.Add(float64(n)) }
+func (m *metrics) Receipt()             { m.receipts.Inc() }
+func (m *metrics) Dropped(reason string) {
+	m.dropped.WithLabelValues(reason).Inc()
+}
+
+func (m *metrics) Committed(messages, dups int, took time.Duration) {
+	m.committed.Add(float64(messages - dups))
+	m.dups.Add(float64(dups))
+	m.batch.Observe(float64(messages))
+	m.latency.Observe(took.Seconds())
+}
+
+func (m *metrics) Queue(messages, bytes int) {
+	m.queueMessages.Set(float64(messages))
+	m.queueBytes.Set(float64(bytes))
+}
+
+// TopicDelivered counts messages on ordinary topics.
+func (m *metrics) TopicDelivered(n int) { m.topicDelivered.Add(float64(n)) }
+
+// collect has listeners and store asked whenever /metrics is read.
+func (m *metrics) collect(s *Server) {
+	for _, l := range s.listeners {
+		labels := prometheus.Labels{"listener": l.ID()}
+		c := &l.Counters
+		for name, v := range map[string]struct {
+			help  string
+			value func(*transport.Counters) int64
+		}{
+			"connections":                    {"Connections open.", func(c *transport.Counters) int64 { return c.Open.Load() }},
+			"connections_total":              {"Connections let in.", func(c *transport.Counters) int64 { return c.Accepted.Load() }},
+			"connections_refused_full_total": {"Connections refused: limits.connections.", func(c *transport.Counters) int64 { return c.RefusedMax.Load() }},
+			"connections_refused_rate_total": {"Connections refused: limits.connects_per_second.", func(c *transport.Counters) int64 { return c.RefusedRate.Load() }},
+			"connections_refused_tls_total":  {"Connections refused: TLS handshake.", func(c *transport.Counters) int64 { return c.RefusedTLS.Load() }},
+			"connections_refused_http_total": {"Connections refused: no WebSocket upgrade.", func(c *transport.Counters) int64 { return c.RefusedHTTP.Load() }},
+			"connect_timeouts_total":         {"Connections closed for want of a CONNECT.", func(c *transport.Counters) int64 { return c.ConnectTimeouts.Load() }},
+			"slow_readers_total":             {"Connections closed since the peer did not read.", func(c *transport.Counters) int64 { return c.SlowReaders.Load() }},
+			"connection_panics_total":        {"Connections ended by a recovered panic.", func(c *transport.Counters) int64 { return c.Panics.Load() }},
+			"accept_errors_total":            {"Failed accepts, mostly for want of file descriptors.", func(c *transport.Counters) int64 { return c.AcceptErrors.Load() }},
+		} {
+			o := prometheus.Opts{Name: "mqim_" + name, Help: v.help, ConstLabels: labels}
+			f := func() float64 { return float64(v.value(c)) }
+			if name == "connections" {
+				m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts(o), f))
+			} else {
+				m.reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts(o), f))
+			}
+		}
+	}
+	m.reg.MustRegister(&storeCollector{s: s, desc: map[string]*prometheus.Desc{}})
+}
+
+// storeCollector asks the store once for all of its figures.
+type storeCollector struct {
+	s    *Server
+	desc map[string]*prometheus.Desc
+}
+
+// Describe implements prometheus.Collector: the collector is unchecked.
+func (c *storeCollector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
+	st := c.s.store.Metrics()
+	emit := func(kind prometheus.ValueType, name, help string, v float64) {
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("mqim_store_"+name, help, nil, nil), kind, v)
+	}
+	full := 0.0
+	if st.DiskFull {
+		full = 1
+	}
+	emit(prometheus.GaugeValue, "disk_bytes", "Disk space in use.", float64(st.DiskUsage))
+	emit(prometheus.GaugeValue, "disk_free_bytes", "Disk space left.", float64(st.FreeSpace))
+	emit(prometheus.GaugeValue, "disk_full", "1 while sends are refused for want of disk space.", full)
+	emit(prometheus.GaugeValue, "memtable_bytes", "Memory holding what is in the write-ahead log only.", float64(st.MemtableSize))
+	emit(prometheus.GaugeValue, "compaction_debt_bytes", "What compactions have yet to rewrite.", float64(st.CompactionDebt))
+	emit(prometheus.GaugeValue, "read_amplification", "Places that a read may have to look into.", float64(st.ReadAmp))
+	emit(prometheus.CounterValue, "wal_bytes_total", "Bytes written to the write-ahead log.", float64(st.WALWritten))
+	emit(prometheus.CounterValue, "cache_hits_total", "Block cache hits.", float64(st.CacheHits))
+	emit(prometheus.CounterValue, "cache_misses_total", "Block cache misses.", float64(st.CacheMisses))
+	emit(prometheus.CounterValue, "background_errors_total", "Failed flushes and compactions.", float64(st.BackgroundErrors))
+	emit(prometheus.CounterValue, "corruptions_total", "Damaged blocks met.", float64(st.Corruptions))
+	emit(prometheus.CounterValue, "write_stalls_total", "Times that writing had to wait for the disk.", float64(st.WriteStalls))
+}

@@ -1,0 +1,398 @@
+// Package broker is the server: it assembles store, engine, hooks, listeners and HTTP from a configuration, and owns
+// their order of starting and stopping. It is the only package that knows all the others.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/broker/config"
+	"github.com/mqim/mqim/hooks/acl"
+	"github.com/mqim/mqim/hooks/auth"
+	imhook "github.com/mqim/mqim/hooks/im"
+	"github.com/mqim/mqim/hooks/link"
+	"github.com/mqim/mqim/hooks/topics"
+	"github.com/mqim/mqim/im"
+	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/pebble"
+	"github.com/mqim/mqim/transport"
+)
+
+// Server is one node. New opens everything, Start lets clients in, Close stops in the reverse order.
+type Server struct {
+	log     *slog.Logger
+	level   *slog.LevelVar
+	metrics *metrics
+
+	store     *pebble.Store
+	engine    *im.Engine
+	mqtt      *mqtt.Server
+	hooks     []mqtt.Hook // in the order in which mochi asks them, and serveConnection
+	auth      *auth.Hook
+	acl       *acl.Hook
+	topics    *topics.Hook
+	limits    *transport.Limits
+	listeners []*transport.Listener
+	certs     []*transport.Certificates
+	http      *httpServer
+
+	settling chan struct{} // closed by Close
+	settled  sync.WaitGroup
+
+	mu     sync.Mutex // guards cfg; held over a reload
+	cfg    *config.Config
+	close  sync.Once
+	closed error
+}
+
+// Limits that are not worth a setting.
+const (
+	receiveMaximum    = 1024 // publishes that a client may have unanswered
+	topicAliasMaximum = 64   // aliases that a client may set
+	mochiWrites       = 64   // mochi's own queue a client: $SYS only, everything else goes through the hooks
+	packetOverhead    = 70 << 10
+)
+
+// New opens the store and the listening sockets, so that what is wrong with them is known before anything is promised.
+// level, if not nil, is set by a reload.
+func New(cfg *config.Config, log *slog.Logger, level *slog.LevelVar) (*Server, error) {
+	s := &Server{cfg: cfg, log: log, level: level, metrics: newMetrics(), settling: make(chan struct{})}
+	if err := s.open(); err != nil {
+		_ = s.Close(context.Background())
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) open() error {
+	ids, err := im.NewSnowflakes(0)
+	if err != nil {
+		return err
+	}
+	if err := s.openStore(ids); err != nil {
+		return err
+	}
+	ec := engineConfig(s.cfg)
+	ec.Metrics, ec.Log = s.metrics, s.log
+	s.engine = im.New(s.store, ec)
+	if err := s.openBroker(); err != nil {
+		return err
+	}
+	if err := s.openListeners(); err != nil {
+		return err
+	}
+	s.metrics.collect(s)
+	if s.cfg.HTTP.Address != "" {
+		if s.http, err = newHTTP(s, s.cfg.HTTP.Address); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) openStore(ids store.IDs) (err error) {
+	c := s.cfg
+	s.store, err = pebble.Open(pebble.Options{
+		Path: c.Store.Pebble.Path, Sync: c.Store.Pebble.Sync, MinFree: uint64(c.Store.Pebble.MinFree),
+		IDs: ids, Logger: s.log,
+		Retention: store.Retention{
+			InboxMessages: uint64(c.Inbox.MaxMessages), InboxTTL: c.Inbox.TTL.D(),
+			HistoryTTL: c.History.TTL.D(), Dedupe: c.Dedupe.Window.D(),
+		},
+	})
+	return err
+}
+
+// engineConfig is what the configuration says to the engine.
+func engineConfig(c *config.Config) im.Config {
+	return im.Config{
+		Window: c.Delivery.Window, AckTimeout: c.Delivery.AckTimeout.D(), MaxAttempts: c.Delivery.MaxAttempts,
+		MessageBytes: int(c.Limits.MessageBytes), CommandBytes: int(c.Limits.CommandBytes),
+		SendsPerSecond: float64(c.Limits.SendsPerSecond), SendBurst: c.Limits.SendBurst,
+		DevicesPerUser: c.Limits.DevicesPerUser,
+	}
+}
+
+// openBroker makes the mochi server and its hooks, in the order in which they are asked.
+func (s *Server) openBroker() error {
+	caps := mqtt.NewDefaultServerCapabilities()
+	caps.MaximumMessageExpiryInterval = 0 // what the publisher says, and nothing else
+	caps.MaximumClientWritesPending = mochiWrites
+	caps.ReceiveMaximum = receiveMaximum
+	caps.TopicAliasMaximum = topicAliasMaximum
+	s.mqtt = mqtt.New(&mqtt.Options{
+		Capabilities: caps, Logger: mochiLogger(s.log), SysTopicResendInterval: 60, ClientNetReadBufferSize: 512,
+	})
+	a, err := authenticator(&s.cfg.Auth)
+	if err != nil {
+		return err
+	}
+	if s.auth, err = auth.New(auth.Options{Authenticator: a, Disconnect: s.disconnect}); err != nil {
+		return err
+	}
+	rules, err := aclRules(s.cfg.ACL)
+	if err != nil {
+		return err
+	}
+	s.acl = acl.New(acl.Options{Rules: rules})
+	reg := link.NewRegistry(s.transportOptions())
+	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log})
+	s.topics = topics.New(s.mqtt, topics.Options{Registry: reg, Allow: s.acl.Allowed, Metrics: s.metrics, Log: s.log})
+	reg.Exclusive()
+	s.hooks = []mqtt.Hook{s.auth, imh, s.topics, s.acl}
+	for _, h := range s.hooks {
+		if err := s.mqtt.AddHook(h, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// disconnect ends a client's connection for the hooks that do not know how it is written to.
+func (s *Server) disconnect(cl *mqtt.Client, code packets.Code) {
+	// Until mochi has taken the client in, another goroutine is still setting its connection up.
+	if now, ok := s.mqtt.Clients.Get(cl.ID); ok && now == cl {
+		if c := link.Of(cl); c != nil {
+			c.Disconnect(code)
+			return
+		}
+	}
+	cl.Stop(code)
+}
+
+func authenticator(c *config.Auth) (auth.Authenticator, error) {
+	switch c.Mode {
+	case "file":
+		return auth.NewFile(c.File.Path)
+	case "jwt":
+		keys := make([]auth.JWTKey, len(c.JWT.Keys))
+		for i, k := range c.JWT.Keys {
+			keys[i] = auth.JWTKey{
+				KeyID: k.KeyID, Algorithm: k.Algorithm, Secret: string(k.Secret), SecretFile: k.SecretFile,
+				PublicKey: k.PublicKey, PublicKeyFile: k.PublicKeyFile,
+			}
+		}
+		return auth.NewJWT(auth.JWTOptions{
+			Keys: keys, Audience: c.JWT.Audience, Issuer: c.JWT.Issuer, UserClaim: c.JWT.UserClaim, Leeway: c.JWT.Leeway.D(),
+		})
+	}
+	return auth.Trust{}, nil
+}
+
+func aclRules(list []config.Rule) (*acl.Rules, error) {
+	rules := make([]acl.Rule, len(list))
+	for i, r := range list {
+		what := r.Allow
+		if what == "" {
+			what = r.Deny
+		}
+		action, err := acl.ParseAction(what)
+		if err != nil {
+			return nil, err
+		}
+		rules[i] = acl.Rule{Allow: r.Allow != "", Action: action, Topic: r.Topic}
+	}
+	return acl.Compile(rules)
+}
+
+func (s *Server) transportOptions() transport.Options {
+	l := &s.cfg.Limits
+	o := transport.Options{
+		ConnectTimeout: unlimited(l.ConnectTimeout.D(), 365*24*time.Hour),
+		WriteTimeout:   unlimited(l.WriteTimeout.D(), 365*24*time.Hour),
+		WriteBuffer:    unlimited(int(l.WriteBuffer), 1<<30),
+	}
+	if l.MessageBytes > 0 && l.CommandBytes > 0 {
+		o.MaxPacket = int(max(l.MessageBytes, l.CommandBytes)) + packetOverhead
+	}
+	return o
+}
+
+// unlimited is v, or none where the settings say 0, which is no limit to them and a default to package transport.
+func unlimited[T int | time.Duration](v, none T) T {
+	if v == 0 {
+		return none
+	}
+	return v
+}
+
+func (s *Server) openListeners() error {
+	l := &s.cfg.Limits
+	s.limits = transport.NewLimits(l.Connections, float64(l.ConnectsPerSecond))
+	for _, c := range s.cfg.Listeners {
+		lc := transport.ListenerConfig{
+			ID: c.Name, Type: c.Type, Address: c.Address, Path: c.Path,
+			Options: s.transportOptions(), Limits: s.limits, Logger: s.log,
+			Establish: s.serveConnection, Done: s.connectionDone,
+		}
+		if c.TLS() {
+			certs, err := transport.OpenCertificates(c.Cert, c.Key, c.ClientCA)
+			if err != nil {
+				return fmt.Errorf("listener %s: %w", c.Name, err)
+			}
+			s.certs = append(s.certs, certs)
+			lc.TLS = certs.Config()
+		}
+		tl := transport.NewListener(lc)
+		if err := s.mqtt.AddListener(tl); err != nil {
+			return err
+		}
+		s.listeners = append(s.listeners, tl)
+	}
+	return nil
+}
+
+// connectionDone cleans up after a connection that mochi left in the middle of the handshake, where it forgets to.
+func (s *Server) connectionDone(t *transport.Conn, _ error) {
+	c, _ := t.Owner.(*link.Conn)
+	if c == nil {
+		return
+	}
+	imhook.Done(c)
+	cl := c.Client
+	if now, ok := s.mqtt.Clients.Get(cl.ID); ok && now == cl && !c.Session.Persistent() {
+		s.mqtt.UnsubscribeClient(cl)
+		s.mqtt.Clients.Delete(cl.ID)
+	}
+}
+
+// Start lets clients in.
+func (s *Server) Start() error {
+	if err := s.mqtt.Serve(); err != nil {
+		return err
+	}
+	for _, l := range s.listeners {
+		s.log.Info("listening for MQTT", "name", l.ID(), "type", l.Protocol(), "address", l.Address())
+	}
+	s.settled.Go(s.settle)
+	if s.http != nil {
+		s.http.start()
+		s.log.Info("listening for HTTP", "address", s.http.address(), "paths", "/healthz /readyz /metrics")
+	}
+	path := s.cfg.Store.Pebble.Path
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
+	s.log.Info("storing messages", "driver", s.cfg.Store.Driver, "path", path, "sync", s.cfg.Store.Pebble.Sync)
+	if s.cfg.Store.Pebble.Sync != pebble.SyncCommit {
+		s.log.Warn("store.pebble.sync is not commit: a power failure may take acknowledged messages of the last moment")
+	}
+	if s.cfg.Auth.Mode == "trust" {
+		s.log.Warn("auth.mode is trust: everybody is who they say they are; it is for loopback, see auth in config.yaml")
+	}
+	return nil
+}
+
+// Addr is the address of the listener with a name, as it was bound; nil if there is none.
+func (s *Server) Addr(name string) net.Addr {
+	for _, l := range s.listeners {
+		if l.ID() == name {
+			if a, err := net.ResolveTCPAddr("tcp", l.Address()); err == nil {
+				return a
+			}
+		}
+	}
+	return nil
+}
+
+// HTTPAddr is the address of the HTTP server, "" if there is none.
+func (s *Server) HTTPAddr() string {
+	if s.http == nil {
+		return ""
+	}
+	return s.http.address()
+}
+
+// Close stops: no new connections; everything accepted is committed and answered; clients are told 0x8B; cursors are
+// written; the store is closed. ctx bounds it. A second Close returns what the first did.
+func (s *Server) Close(ctx context.Context) error {
+	s.close.Do(func() { s.closed = s.shutdown(ctx) })
+	return s.closed
+}
+
+func (s *Server) shutdown(ctx context.Context) error {
+	var errs []error
+	close(s.settling)
+	s.settled.Wait()
+	var wg sync.WaitGroup
+	var drained sync.Once
+	for _, l := range s.listeners {
+		wg.Go(func() {
+			l.Close(func(string) {
+				drained.Do(func() {
+					if err := s.engine.Drain(ctx); err != nil {
+						errs = append(errs, fmt.Errorf("not everything was committed: %w", err))
+					}
+					s.disconnectAll()
+				})
+			})
+		})
+	}
+	wg.Wait()
+	if s.mqtt != nil {
+		errs = append(errs, s.mqtt.Close())
+	}
+	if s.http != nil {
+		errs = append(errs, s.http.close(ctx))
+	}
+	if s.engine != nil {
+		errs = append(errs, s.engine.Close(ctx))
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) disconnectAll() {
+	for _, cl := range s.mqtt.Clients.GetAll() {
+		if c := link.Of(cl); c != nil && !cl.Closed() {
+			c.Disconnect(packets.ErrServerShuttingDown)
+		}
+	}
+}
+
+// Reload takes over what of a new configuration can change while running, reads the files that it names anew, and
+// returns the settings that have changed and those that need a restart. After an error nothing has changed.
+func (s *Server) Reload(cfg *config.Config) (live, restart []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rules, err := aclRules(cfg.ACL)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.auth.Reload(); err != nil {
+		return nil, nil, err
+	}
+	for _, c := range s.certs {
+		if err := c.Reload(); err != nil {
+			return nil, nil, err
+		}
+	}
+	live, restart = config.Diff(s.cfg, cfg)
+	s.acl.SetRules(rules)
+	s.topics.Recheck()
+	s.limits.Set(cfg.Limits.Connections, float64(cfg.Limits.ConnectsPerSecond))
+	s.engine.Reconfigure(engineConfig(cfg))
+	if s.level != nil {
+		_ = s.level.UnmarshalText([]byte(cfg.Log.Level))
+	}
+	s.cfg = cfg
+	return live, restart, nil
+}
+
+// ShutdownTimeout is how long Close may take, from the configuration.
+func (s *Server) ShutdownTimeout() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cfg.Node.ShutdownTimeout.D()
+}
