@@ -1,0 +1,203 @@
+#!/usr/bin/env bash
+# Compares mqim with mochi-mqtt alone and, where it is installed, with mosquitto, on this machine.
+#
+# Each round starts each broker anew and runs the same scenario against it, one broker after the other, so that what
+# else the machine does hits all of them alike. The table shows medians of the rounds. The exit code is 1 if mqim lost,
+# damaged or reordered a message; a missed target is only said.
+#
+#   ./bench/run.sh
+#   BENCH_ROUNDS=1 BENCH_SECONDS=5 BENCH_SCENARIOS="pairs im" ./bench/run.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+rounds=${BENCH_ROUNDS:-3}
+seconds=${BENCH_SECONDS:-10}                # measured, of each run under load
+warmup=${BENCH_WARMUP:-2}                   # seconds before that
+scenarios=${BENCH_SCENARIOS:-pairs im rate idle backlog}
+idle=${BENCH_IDLE:-10000}                   # connections
+backlog=${BENCH_BACKLOG:-1000000}           # messages waiting
+users=${BENCH_USERS:-10000}                 # for so many users
+version=${BENCH_VERSION:-3}                 # MQTT 3 (3.1.1) or 5
+procs=${BENCH_PROCS:-1}                     # processors that the generator may use; the brokers use all
+dir=${BENCH_DIR:-bin}                       # for data, which should be on a disk and not in memory
+out=${BENCH_OUT:-bin/bench}                 # results: compare.json, and every run's report in raw/
+
+PATH=$PATH:/usr/sbin
+mkdir -p "$dir" "$out/raw"
+rm -f "$out"/raw/*.json
+work=$(mktemp -d "$dir/bench-XXXXXX")
+broker=                                     # pid of the broker that runs now
+cleanup() {
+  stop KILL
+  rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+note() { printf '%s\n' "$*" >&2; }
+wants() { [[ " $scenarios " == *" $1 "* ]]; }
+
+# stop ends the broker with a signal and waits for it.
+stop() {
+  [[ -n $broker ]] || return 0
+  kill "-${1:-TERM}" "$broker" 2>/dev/null || true
+  wait "$broker" 2>/dev/null || true
+  broker=
+}
+
+# open is true if something listens on a port of this machine.
+open() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+free_port() {
+  local p
+  while p=$((10000 + RANDOM % 20000)); open "$p"; do :; done
+  printf '%s' "$p"
+}
+
+# status prints the HTTP status of a path, 000 if nobody answers.
+status() {
+  local code=000
+  { exec 3<>"/dev/tcp/127.0.0.1/$1" && printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&3 && read -r -t 5 _ code _ <&3; } 2>/dev/null || true
+  { exec 3>&-; } 2>/dev/null || true
+  printf '%s' "$code"
+}
+
+# await runs a command until it succeeds, for at most 60 s, and fails early if the broker has ended.
+await() {
+  local until=$((SECONDS + 60))
+  until "$@"; do
+    if ((SECONDS > until)) || ! kill -0 "$broker" 2>/dev/null; then
+      note "the broker did not start:"
+      cat "$work/broker.log" >&2
+      exit 1
+    fi
+    sleep 0.01
+  done
+}
+
+ready() { [[ $(status "$http" /readyz) == 200 ]]; }
+
+# serve_mqim starts mqim on the data that is there.
+serve_mqim() {
+  "$work/mqim" serve --config "$work/mqim.yaml" >"$work/broker.log" 2>&1 &
+  broker=$!
+  await ready
+}
+
+# start runs a broker from nothing; its address is then in $port.
+start() {
+  port=$(free_port)
+  case $1 in
+  mqim)
+    http=$(free_port)
+    rm -rf "$work/data"
+    cat >"$work/mqim.yaml" <<YAML
+listeners:
+  - {name: mqtt, type: tcp, address: "127.0.0.1:$port"}
+http: {address: "127.0.0.1:$http"}
+auth: {mode: trust}
+store: {driver: pebble, pebble: {path: "$work/data", sync: commit}}
+limits: {sends_per_second: 0, connections: 0, connects_per_second: 0}
+log: {level: warn, format: text}
+YAML
+    serve_mqim
+    ;;
+  mochi)
+    "$work/mochi" --address "127.0.0.1:$port" >"$work/broker.log" 2>&1 &
+    broker=$!
+    await open "$port"
+    ;;
+  mosquitto)
+    # No limit on what waits or is in flight, so that nothing is dropped; nothing is stored either.
+    cat >"$work/mosquitto.conf" <<CONF
+listener $port 127.0.0.1
+allow_anonymous true
+max_queued_messages 0
+max_inflight_messages 0
+persistence false
+log_type error
+CONF
+    mosquitto -c "$work/mosquitto.conf" >"$work/broker.log" 2>&1 &
+    broker=$!
+    await open "$port"
+    ;;
+  esac
+}
+
+# load runs the generator against the broker that runs now and keeps its report: NAME BROKER ROUND SCENARIO FLAG…
+load() {
+  local file="$out/raw/$1.$2.$3.json"
+  shift 3
+  GOMAXPROCS=$procs "$work/mqim" bench "$@" --address "127.0.0.1:$port" --version "$version" --pid "$broker" \
+    --json --quiet >"$file" 2>"$work/bench.log" || note "  $(tail -n 1 "$work/bench.log")"
+  [[ -s $file ]] || {
+    note "  no result: broker's log:"
+    tail -n 20 "$work/broker.log" >&2
+    exit 1
+  }
+}
+
+profile_of() { if [[ $1 == mqim ]]; then printf plain; else printf topic; fi; }
+
+go build -o "$work/mqim" ./cmd/mqim
+go build -o "$work/mochi" ./bench/cmd/mochi
+go build -o "$work/compare" ./bench/cmd/compare
+
+brokers=(mqim mochi)
+if command -v mosquitto >/dev/null; then brokers+=(mosquitto); else note "mosquitto is not installed: left out"; fi
+case $(stat -f -c %T "$dir") in
+tmpfs | ramfs) note "$dir is in memory: a sync costs nothing there, and mqim looks faster than it is (BENCH_DIR)" ;;
+esac
+ulimit -n "$(ulimit -Hn)"
+if [[ $(ulimit -n) != unlimited ]] && wants idle && (($(ulimit -n) < idle + 200)); then
+  idle=$(($(ulimit -n) - 200))
+  note "only $idle idle connections: ulimit -n is $(ulimit -n)"
+fi
+
+for ((round = 1; round <= rounds; round++)); do
+  if wants pairs; then
+    for b in "${brokers[@]}"; do
+      note "round $round of $rounds: 20 pairs, $b"
+      start "$b"
+      load pairs "$b" "$round" pairs --profile "$(profile_of "$b")" --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+    done
+  fi
+  if wants im; then
+    note "round $round of $rounds: 20 pairs in the IM profile, mqim"
+    start mqim
+    load im mqim "$round" pairs --profile im --duration "${seconds}s" --warmup "${warmup}s"
+    stop
+  fi
+  if wants rate; then
+    for b in "${brokers[@]}"; do
+      note "round $round of $rounds: 5,000 messages a second, $b"
+      start "$b"
+      load rate "$b" "$round" pairs --profile "$(profile_of "$b")" --rate 5000 --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+    done
+  fi
+  if wants idle; then
+    for b in "${brokers[@]}"; do
+      note "round $round of $rounds: $idle idle connections, $b"
+      start "$b"
+      load idle "$b" "$round" idle --profile "$(profile_of "$b")" --connections "$idle" --duration 5s
+      stop KILL # ten thousand goodbyes are not measured
+    done
+  fi
+  if wants backlog; then
+    note "round $round of $rounds: $backlog messages for $users users who are away, mqim"
+    start mqim
+    what=(--profile plain --run "b$round" --users "$users" --count "$backlog")
+    load fill mqim "$round" drain --phase fill "${what[@]}"
+    stop KILL
+    begun=$(date +%s%N)
+    serve_mqim
+    took=$((($(date +%s%N) - begun) / 1000000))
+    printf '{"ready_seconds": %d.%03d}\n' $((took / 1000)) $((took % 1000)) >"$out/raw/restart.mqim.$round.json"
+    load drain mqim "$round" drain --phase drain "${what[@]}"
+    stop
+  fi
+done
+
+"$work/compare" -raw "$out/raw" -json "$out/compare.json"
