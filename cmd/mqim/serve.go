@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/mqim/mqim/broker"
+	"github.com/mqim/mqim/broker/config"
+)
+
+func serveCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "serve",
+		Usage: "run the server",
+		Description: `Without --config it reads config.yaml in the current folder if there is one. Every setting can be overridden by an
+environment variable: MQIM_ and the path of the key, e.g. MQIM_STORE_PEBBLE_PATH=/var/lib/mqim.
+
+SIGTERM and SIGINT stop it: what was accepted is committed and acknowledged first. SIGHUP has it read its settings,
+users, keys and certificates again, and say what needs a restart.
+
+   mqim serve
+   mqim serve --config /etc/mqim/config.yaml`,
+		Flags:  []cli.Flag{configFlag()},
+		Action: func(ctx context.Context, c *cli.Command) error { return serve(ctx, c.String("config")) },
+	}
+}
+
+func configFlag() cli.Flag {
+	return &cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "settings `FILE` (default: config.yaml, if there is one)"}
+}
+
+func serve(ctx context.Context, file string) error {
+	cfg, err := config.Load(file, os.Environ())
+	if err != nil {
+		return err
+	}
+	log, level := broker.NewLogger(os.Stderr, cfg.Log)
+	slog.SetDefault(log)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	log.Info("starting", "version", version(), "node", cfg.NodeName())
+	s, err := broker.New(cfg, log, level)
+	if err != nil {
+		return err
+	}
+	if err := s.Start(); err != nil {
+		return errors.Join(err, s.Close(ctx))
+	}
+	for sig := range signals {
+		if sig != syscall.SIGHUP {
+			log.Info("stopping", "signal", sig.String())
+			break
+		}
+		reload(s, log, file)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.ShutdownTimeout())
+	defer cancel()
+	if err := s.Close(ctx); err != nil {
+		return fmt.Errorf("stopped, but not cleanly: %w", err)
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// reload takes over what can be; on an error everything stays as it is.
+func reload(s *broker.Server, log *slog.Logger, file string) {
+	cfg, err := config.Load(file, os.Environ())
+	if err != nil {
+		log.Error("not reloaded, everything stays as it is", "error", err)
+		return
+	}
+	live, restart, err := s.Reload(cfg)
+	if err != nil {
+		log.Error("not reloaded, everything stays as it is", "error", err)
+		return
+	}
+	log.Info("reloaded", "changed", strings.Join(live, " "))
+	if len(restart) > 0 {
+		log.Warn("changed, but needs a restart", "settings", strings.Join(restart, " "))
+	}
+}
