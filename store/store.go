@@ -150,9 +150,10 @@ type Batch struct {
 	Users     []User   // whole records
 	Devices   []Device // whole records
 	Removed   []DeviceKey
+	TopicBatch
 
 	// Lazy says that losing this batch in a crash costs repeated work, not messages (cursors, watermarks): the
-	// driver need not sync. A Lazy batch has no Sends, Recalls, Deletes or Blocks.
+	// driver need not sync. A Lazy batch has no Sends, Recalls, Deletes, Blocks or Publishes into queues.
 	Lazy bool
 }
 
@@ -242,6 +243,7 @@ type Retention struct {
 	InboxTTL      time.Duration // age of an inbox entry
 	HistoryTTL    time.Duration // age of a message in its conversation's log
 	Dedupe        time.Duration // how long a cid is remembered at least
+	Topics        QueueLimits
 }
 
 // IDs makes message ids. Next returns an id greater than after and than every id it returned before.
@@ -306,6 +308,7 @@ type Store interface {
 	Inboxes
 	Conversations
 	Users
+	Topics
 
 	// Epoch is made when the store is created or restored from a backup; a client that sees another epoch than
 	// the one it knows starts over.

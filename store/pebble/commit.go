@@ -22,7 +22,8 @@ func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
 		return err
 	}
 	pb := s.db.NewBatch()
-	wait, end, err := s.apply(pb, b)
+	lazy := b.Lazy && len(b.Sends)+len(b.Recalls)+len(b.Deletes)+len(b.Blocks) == 0
+	wait, end, err := s.apply(pb, lazy, func(w *writer) error { return w.build(b) })
 	if err != nil {
 		return err // the batch is not reused: after an error Pebble may still hold it
 	}
@@ -62,7 +63,7 @@ func (s *Store) advance(p position) {
 
 // apply assigns, builds and applies. wait says that the caller has to wait for the sync; end.lsn is 0 when the
 // batch appended nothing.
-func (s *Store) apply(pb *pdb.Batch, b *store.Batch) (wait bool, end position, err error) {
+func (s *Store) apply(pb *pdb.Batch, lazy bool, build func(*writer) error) (wait bool, end position, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.space.refuse(); err != nil {
@@ -78,7 +79,7 @@ func (s *Store) apply(pb *pdb.Batch, b *store.Batch) (wait bool, end position, e
 		}
 		w.end(applied)
 	}()
-	if err := w.build(b); err != nil {
+	if err := build(w); err != nil {
 		return false, end, err
 	}
 	if pb.Empty() {
@@ -92,7 +93,7 @@ func (s *Store) apply(pb *pdb.Batch, b *store.Batch) (wait bool, end position, e
 		}
 	}
 	s.space.written.Add(int64(pb.Len()))
-	wait = s.opts.Sync == SyncCommit && (!b.Lazy || len(b.Sends)+len(b.Recalls)+len(b.Deletes)+len(b.Blocks) > 0)
+	wait = s.opts.Sync == SyncCommit && (!lazy || w.sync)
 	if wait {
 		err = s.db.ApplyNoSyncWait(pb, pdb.Sync)
 	} else {
@@ -142,7 +143,10 @@ func (w *writer) build(b *store.Batch) error {
 			return err
 		}
 	}
-	return w.flush()
+	if err := w.flush(); err != nil {
+		return err
+	}
+	return w.topics(&b.TopicBatch)
 }
 
 // Healthy is nil when there is room on the disk.

@@ -17,6 +17,17 @@
 //	x user 0 conv 0 cseq → deleted by the user
 //	b, d, u, m           → block lists, devices, users, the store itself
 //
+// Ordinary topics:
+//
+//	p lsn                → publications of one batch that went into queues, checksummed
+//	f lsn client         → that queue still refers to some of them
+//	q client 0 firstSeq  → runs of references into publications, one value per session and Commit
+//	a client             → how far the queue is acknowledged or dropped, and where its first record may be
+//	s client             → the session; n client 0 filter → its subscriptions
+//	t path group 0 client → the same by filter, level by level (path.go)
+//	o client 0 seq, j client 0 id → what is on its way, out and in
+//	e path               → retained messages; y client → wills
+//
 // Heads are not stored: the last key of a range tells them. lsn rises with every chunk, so the large values are
 // written in key order and compactions move them without rewriting them.
 //

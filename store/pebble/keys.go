@@ -23,6 +23,18 @@ const (
 	tabDevice  = 'd'
 	tabUser    = 'u'
 	tabMeta    = 'm'
+
+	tabPubs     = 'p' // ordinary topics: see the second list
+	tabPubRef   = 'f'
+	tabSession  = 's'
+	tabSub      = 'n'
+	tabFilter   = 't'
+	tabQueue    = 'q'
+	tabPassed   = 'a'
+	tabOutbound = 'o'
+	tabInbound  = 'j'
+	tabRetained = 'e'
+	tabWill     = 'y'
 )
 
 func keyLog(dst []byte, lsn uint64) []byte {

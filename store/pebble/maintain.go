@@ -15,6 +15,7 @@ const (
 	maintainInboxes = 256
 	maintainChunks  = 128
 	maintainDevices = 1024
+	maintainTopics  = 1024 // sessions, and retained messages
 )
 
 const (
@@ -51,10 +52,10 @@ func (j *job) step(run func(pos []byte) (next []byte, err error)) (more bool, er
 }
 
 // maintainer is where Maintain's jobs have come to.
-type maintainer struct{ inboxes, history, devices job }
+type maintainer struct{ inboxes, history, devices, sessions, retained job }
 
 // Maintain drops cids that are past the window, inbox entries that retention or every cursor has passed, old
-// messages, and sessions that have ended. Nothing of it is needed for reads to be exact, so it may be lazy, and what
+// messages, sessions that have ended, and retained messages that have expired. Nothing of it is needed for reads to be exact, so it may be lazy, and what
 // a crash undoes is done again. It is not synced: in the write-ahead log it comes after what it follows from.
 func (s *Store) Maintain(ctx context.Context, now time.Time) (more bool, err error) {
 	if err := s.enter(ctx); err != nil {
@@ -73,13 +74,16 @@ func (s *Store) Maintain(ctx context.Context, now time.Time) (more bool, err err
 	ms := now.UnixMilli()
 	devices, err1 := m.devices.step(func(pos []byte) ([]byte, error) { return s.endSessions(pos, ms) })
 	inboxes, err2 := m.inboxes.step(func(pos []byte) ([]byte, error) { return s.trimInboxes(ctx, pos, ms) })
+	sessions, err4 := m.sessions.step(func(pos []byte) ([]byte, error) { return s.endTopicSessions(pos, ms) })
+	retained, err5 := m.retained.step(func(pos []byte) ([]byte, error) { return s.dropRetained(pos, ms) })
 	var history bool
 	var err3 error
 	if ttl := s.opts.Retention.HistoryTTL; ttl > 0 {
 		cutoff := now.Add(-ttl).UnixMilli()
 		history, err3 = m.history.step(func(pos []byte) ([]byte, error) { return s.dropChunks(ctx, pos, cutoff) })
 	}
-	return devices || inboxes || history, errors.Join(err1, err2, err3)
+	more = devices || inboxes || history || sessions || retained
+	return more, errors.Join(err1, err2, err3, err4, err5)
 }
 
 // dropBuckets removes the buckets of cids that are too old to matter.

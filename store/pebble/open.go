@@ -63,6 +63,8 @@ type Store struct {
 	space    *space
 	counters counters
 	epoch    string
+	boot     uint64        // counts openings
+	opened   int64         // when, Unix milliseconds
 	inboxTTL time.Duration // the shorter of InboxTTL and HistoryTTL: an entry without its message is of no use
 
 	durable atomic.Uint64 // last lsn that readers may see
@@ -262,7 +264,25 @@ func (s *Store) loadMeta() error {
 		return fmt.Errorf("%w: no epoch", store.ErrCorrupt)
 	}
 	s.epoch = string(v)
-	return nil
+	return s.countBoot()
+}
+
+// countBoot tells this opening of the store from all others.
+func (s *Store) countBoot() error {
+	v, err := s.get(keyMeta("boot"))
+	if err != nil {
+		return err
+	}
+	d := decoder{b: v}
+	if v != nil {
+		s.boot = d.uvarint()
+	}
+	if d.bad {
+		return fmt.Errorf("%w: number of openings", store.ErrCorrupt)
+	}
+	s.boot++
+	s.opened = time.Now().UnixMilli()
+	return s.wrap(s.db.Set(keyMeta("boot"), appendUvarint(nil, s.boot), pdb.Sync), "count this opening")
 }
 
 func (s *Store) makeMeta() error {
@@ -291,7 +311,10 @@ func (s *Store) makeMeta() error {
 			return err
 		}
 	}
-	return b.Commit(pdb.Sync)
+	if err := b.Commit(pdb.Sync); err != nil {
+		return err
+	}
+	return s.countBoot()
 }
 
 // syncLoop is the background sync of SyncInterval; Close waits for it.

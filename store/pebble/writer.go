@@ -119,6 +119,10 @@ type writer struct {
 	views   cache[viewKey, *viewEntry]
 	senders cache[string, *sender]
 	groups  cache[viewKey, struct{}] // (user, group) known to be in tabGroup
+	queues  cache[string, *queueHead]
+	pubRefs map[uint64]int // references to publications that this process has stored; not of all of them
+
+	retained uint64 // messages in tabRetained
 
 	batch       uint64 // counts batches; marks the entries that take part
 	repeats     bool   // something was found stored already, perhaps not yet durably
@@ -134,12 +138,24 @@ type writer struct {
 	rewritten   map[uint64][]byte
 	key, val    []byte
 	metaScratch []byte
+
+	sync        bool // the batch must be synced, whatever the caller says
+	failed      error
+	heads       []*queueHead // scratch
+	fedQueues   []*queueHead
+	moved       []*queueHead
+	unrefs      []pubRef
+	pubs        []*store.Publication // under the present lsn
+	pubBytes    int
+	retainedNow map[string]bool // topics that this batch has retained, or not any more
+	retainedWas uint64
 }
 
 // load finds where the store ends; it reads one chunk and a few keys.
 func (w *writer) load(s *Store) error {
 	w.s = s
 	w.inBatch = map[cidKey]cidRecord{}
+	w.pubRefs, w.retainedNow = map[uint64]int{}, map[string]bool{}
 	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: []byte{tabLog}, UpperBound: []byte{tabLog + 1}})
 	if err != nil {
 		return s.wrap(err, "find the end of the log")
@@ -164,10 +180,37 @@ func (w *writer) load(s *Store) error {
 	if err := it.Error(); err != nil {
 		return s.wrap(err, "find the end of the log")
 	}
+	if err := w.loadTopics(); err != nil {
+		return err
+	}
 	s.durable.Store(w.lsn)
 	s.lastID.Store(w.lastID)
 	w.buckets, err = s.loadBuckets()
 	return err
+}
+
+// loadTopics finds the end of the publications, which count on the same lsn, and how many messages are retained.
+func (w *writer) loadTopics() error {
+	it, err := w.s.db.NewIter(&pdb.IterOptions{LowerBound: []byte{tabPubs}, UpperBound: []byte{tabPubs + 1}})
+	if err != nil {
+		return w.s.wrap(err, "find the end of the publications")
+	}
+	defer it.Close()
+	if it.Last() {
+		w.lsn = max(w.lsn, tail(it.Key()))
+	}
+	if err := it.Error(); err != nil {
+		return w.s.wrap(err, "find the end of the publications")
+	}
+	v, err := w.s.get(keyMeta("retained"))
+	if err != nil || v == nil {
+		return err
+	}
+	d := decoder{b: v}
+	if w.retained = d.uvarint(); d.bad {
+		return w.s.corrupt("number of retained messages")
+	}
+	return nil
 }
 
 // lastID is the id of the chunk's last message.
@@ -187,6 +230,7 @@ func (w *writer) begin(pb *pdb.Batch) {
 	w.repeats = false
 	clear(w.inBatch)
 	w.rewritten = nil
+	w.sync, w.failed, w.retainedWas = false, nil, w.retained
 }
 
 // end lets go of what the batch referred to; ok is false when it was not applied.
@@ -208,7 +252,20 @@ func (w *writer) end(ok bool) {
 	clear(w.dirty)
 	w.touched, w.fedInboxes, w.dirty = w.touched[:0], w.fedInboxes[:0], w.dirty[:0]
 	w.pb, w.rewritten = nil, nil
+	clear(w.heads)
+	clear(w.fedQueues)
+	clear(w.moved)
+	clear(w.unrefs)
+	clear(w.pubs)
+	clear(w.retainedNow)
+	w.heads, w.fedQueues, w.moved, w.unrefs = w.heads[:0], w.fedQueues[:0], w.moved[:0], w.unrefs[:0]
+	w.pubs, w.pubBytes = w.pubs[:0], 0
+	if !ok || len(w.pubRefs) > generation {
+		clear(w.pubRefs) // forgetPubs looks then
+	}
 	if !ok {
+		w.retained = w.retainedWas
+		w.queues.reset()
 		w.convs.reset()
 		w.inboxes.reset()
 		w.views.reset()
@@ -221,6 +278,7 @@ func (w *writer) end(ok bool) {
 	w.views.settle()
 	w.groups.settle()
 	w.senders.settle()
+	w.queues.settle()
 }
 
 // checkName refuses names that would make keys ambiguous.
