@@ -107,6 +107,10 @@ func (s *Server) openStore(ids store.IDs) (err error) {
 		Retention: store.Retention{
 			InboxMessages: uint64(c.Inbox.MaxMessages), InboxTTL: c.Inbox.TTL.D(),
 			HistoryTTL: c.History.TTL.D(), Dedupe: c.Dedupe.Window.D(),
+			Topics: store.QueueLimits{
+				Messages: uint64(c.Sessions.MaxQueued), Refuse: c.Sessions.Overflow == config.OverflowRefuse,
+				Retained: uint64(c.Limits.RetainedMessages),
+			},
 		},
 	})
 	return err
@@ -146,7 +150,10 @@ func (s *Server) openBroker() error {
 	s.acl = acl.New(acl.Options{Rules: rules})
 	reg := link.NewRegistry(s.transportOptions())
 	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log})
-	s.topics = topics.New(s.mqtt, topics.Options{Registry: reg, Allow: s.acl.Allowed, Metrics: s.metrics, Log: s.log})
+	s.topics = topics.New(s.mqtt, topics.Options{
+		Registry: reg, Store: s.store, Allow: s.acl.Allowed, Metrics: s.metrics, Log: s.log,
+		RefuseWhenFull: s.cfg.Sessions.Overflow == config.OverflowRefuse,
+	})
 	reg.Exclusive()
 	s.hooks = []mqtt.Hook{s.auth, imh, s.topics, s.acl}
 	for _, h := range s.hooks {
@@ -331,6 +338,9 @@ func (s *Server) shutdown(ctx context.Context) error {
 				drained.Do(func() {
 					if err := s.engine.Drain(ctx); err != nil {
 						errs = append(errs, fmt.Errorf("not everything was committed: %w", err))
+					}
+					if err := s.topics.Drain(ctx); err != nil {
+						errs = append(errs, fmt.Errorf("not everything on ordinary topics was committed: %w", err))
 					}
 					s.disconnectAll()
 				})

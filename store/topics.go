@@ -22,7 +22,9 @@ type Session struct {
 	User   string // whose it is
 	Expiry uint32 // seconds that it outlives its connection; NoExpiry: for ever
 	Since  int64  // when it was last connected or disconnected, Unix milliseconds
-	Online bool   // it is connected. What a crash has left so counts as disconnected when the store was opened
+	Online bool   // it is connected
+	Cut    bool   // the store was closed while it was connected: it counts as disconnected since the store was opened again
+	Over   bool   // in a Batch: it has ended; all that belongs to it is removed
 }
 
 // Ends is when the session ends, Unix milliseconds; 0: not by itself, or not before it is disconnected.
@@ -108,13 +110,14 @@ type Passed struct {
 	Seq    uint64
 }
 
-// Outbound is what is known of a message that was sent to a session's client and not completed: it is to be sent again
-// under the same packet id [MQTT-4.4.0-1]. It is forgotten when the queue's cursor passes it.
+// Outbound is what is known of a message that was sent to a session's client: it is to be sent again under the same
+// packet id [MQTT-4.4.0-1]. It is forgotten when the queue's cursor passes it.
 type Outbound struct {
 	Client   string
 	Seq      uint64
 	ID       uint16
 	Received bool // QoS 2: PUBREC came, and PUBREL is what is to be sent
+	Done     bool // it is acknowledged, though the cursor has not come to it
 }
 
 // Inbound is a packet id of a session's client between PUBREC and PUBREL: what comes under it again was stored before.
@@ -138,7 +141,6 @@ type Will struct {
 
 // TopicBatch is the part of a Batch that concerns ordinary topics. It is applied in the order of its fields.
 type TopicBatch struct {
-	Ended        []string // sessions that are over, with all that belongs to them
 	Sessions     []Session
 	Subscribes   []Subscription // of sessions that exist
 	Unsubscribes []Subscription
@@ -153,6 +155,8 @@ type TopicBatch struct {
 type Topics interface {
 	// Session returns ErrNotFound when there is none, or when it has ended.
 	Session(ctx context.Context, client string) (Session, error)
+	// Sessions lists sessions by client id, from after the given one on, perhaps some that have just ended.
+	Sessions(ctx context.Context, after string, limit int) ([]Session, error)
 	// Subscriptions lists what a session has subscribed to, ordered by filter.
 	Subscriptions(ctx context.Context, client string) ([]Subscription, error)
 	// Match lists the subscriptions of stored sessions that match a topic name, shared ones included, Hidden ones not.
@@ -164,7 +168,7 @@ type Topics interface {
 	// where passed ones are left out. A page also ends early when its payloads reach PageBytes, but never empty while
 	// there are entries.
 	ReadQueue(ctx context.Context, client string, after uint64, limit int, dst []Queued) ([]Queued, error)
-	// Outbound lists what was sent and not completed, by seq.
+	// Outbound lists what is known of what was sent, by seq.
 	Outbound(ctx context.Context, client string) ([]Outbound, error)
 	// Inbound lists the packet ids that wait for PUBREL.
 	Inbound(ctx context.Context, client string) ([]uint16, error)

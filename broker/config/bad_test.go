@@ -37,7 +37,7 @@ later.bad.yaml:3:19: auth.jwt.jwks_url: not available in this version; expected 
 later.bad.yaml:4:17: store.driver: found "mysql", but this version has only pebble; expected pebble
 later.bad.yaml:7:16: cluster.redis.addresses: clusters are not in this version; expected an empty list`,
 	"list.bad.yaml": `
-list.bad.yaml:1:1: found a list, expected a section with node, listeners, http, auth, acl, store, cluster, delivery, inbox, history, dedupe, group, limits, log`,
+list.bad.yaml:1:1: found a list, expected a section with node, listeners, http, auth, acl, store, cluster, delivery, inbox, sessions, history, dedupe, group, limits, log`,
 	"listeners.bad.yaml": `
 listeners.bad.yaml:3:57: listeners[0].path: found "/x", expected none: only types ws and wss have a path
 listeners.bad.yaml:3:67: listeners[0].cert: found "c.pem", expected none: only types tls and wss have certificates

@@ -24,6 +24,7 @@ type Config struct {
 	Cluster   Cluster    `yaml:"cluster"`
 	Delivery  Delivery   `yaml:"delivery"`
 	Inbox     Inbox      `yaml:"inbox"`
+	Sessions  Sessions   `yaml:"sessions"`
 	History   History    `yaml:"history"`
 	Dedupe    Dedupe     `yaml:"dedupe"`
 	Group     Group      `yaml:"group"`
@@ -46,11 +47,13 @@ func Default() *Config {
 		Store:    Store{Driver: "pebble", Pebble: Pebble{Path: "data", Sync: "commit"}},
 		Delivery: Delivery{Window: 256, AckTimeout: Duration(10 * time.Second), MaxAttempts: 5},
 		Inbox:    Inbox{MaxMessages: 10000, TTL: Duration(168 * time.Hour)},
+		Sessions: Sessions{MaxQueued: 10000, Overflow: OverflowDropOldest},
 		Dedupe:   Dedupe{Window: Duration(168 * time.Hour)},
 		Group:    Group{SmallMax: 500, LargeMax: 100000},
 		Limits: Limits{
 			MessageBytes: 256 << 10, CommandBytes: 512 << 10, SendsPerSecond: 200, SendBurst: 400, DevicesPerUser: 100,
-			ConnectTimeout: Duration(5 * time.Second), WriteTimeout: Duration(10 * time.Second), WriteBuffer: 1 << 20,
+			RetainedMessages: 1000000,
+			ConnectTimeout:   Duration(5 * time.Second), WriteTimeout: Duration(10 * time.Second), WriteBuffer: 1 << 20,
 		},
 		Log: Log{Level: "info", Format: "text"},
 	}
@@ -174,6 +177,18 @@ type Inbox struct {
 	TTL         Duration `yaml:"ttl"`          // 0: kept
 }
 
+// What becomes of a message for a queue that is full.
+const (
+	OverflowDropOldest = "drop_oldest"
+	OverflowRefuse     = "refuse"
+)
+
+// Sessions bounds what waits on ordinary topics for a session.
+type Sessions struct {
+	MaxQueued int    `yaml:"max_queued"` // messages; 0: no limit
+	Overflow  string `yaml:"overflow"`
+}
+
 // History is how long conversations stay readable; 0: for ever.
 type History struct {
 	TTL Duration `yaml:"ttl"`
@@ -199,6 +214,7 @@ type Limits struct {
 	Connections       int      `yaml:"connections"`
 	ConnectsPerSecond int      `yaml:"connects_per_second"`
 	DevicesPerUser    int      `yaml:"devices_per_user"`
+	RetainedMessages  int      `yaml:"retained_messages"`
 	ConnectTimeout    Duration `yaml:"connect_timeout"` // from the connection to its CONNECT packet
 	WriteTimeout      Duration `yaml:"write_timeout"`   // of a socket that takes nothing
 	WriteBuffer       Size     `yaml:"write_buffer"`    // per connection

@@ -40,6 +40,8 @@ func (c *Config) validate() Errors {
 	c.Delivery.validate(v)
 	v.number("inbox.max_messages", c.Inbox.MaxMessages, 0, 0)
 	v.duration("inbox.ttl", c.Inbox.TTL, 0)
+	v.number("sessions.max_queued", c.Sessions.MaxQueued, 0, 0)
+	v.oneOf("sessions.overflow", c.Sessions.Overflow, OverflowDropOldest, OverflowRefuse)
 	v.duration("history.ttl", c.History.TTL, 0)
 	v.duration("dedupe.window", c.Dedupe.Window, time.Millisecond)
 	c.Group.validate(v)
@@ -270,6 +272,7 @@ func (l Limits) validate(v *validator) {
 	v.number("limits.connections", l.Connections, 0, 0)
 	v.number("limits.connects_per_second", l.ConnectsPerSecond, 0, 0)
 	v.number("limits.devices_per_user", l.DevicesPerUser, 0, 0)
+	v.number("limits.retained_messages", l.RetainedMessages, 0, 0)
 	v.duration("limits.connect_timeout", l.ConnectTimeout, 0)
 	v.duration("limits.write_timeout", l.WriteTimeout, 0)
 }

@@ -103,9 +103,9 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	if will.Flag != 0 && strings.HasPrefix(will.TopicName, prefix) && !sendable(will.TopicName) {
 		return h.refuse(cl, packets.ErrNotAuthorized, 0x05, "a will under im/ must go to im/u/{user} or im/g/{group}")
 	}
-	c := h.reg.Claim(cl, user)
-	if c == nil {
-		return h.refuse(cl, packets.ErrClientIdentifierNotValid, 0x02, "this client id belongs to another user")
+	c, err := h.reg.Claim(cl, user)
+	if err != nil {
+		return h.refuseSession(cl, err)
 	}
 	d := newDevice(h, c)
 	c.State = d
@@ -120,6 +120,19 @@ func (h *Hook) refuse(cl *mqtt.Client, code packets.Code, v3 byte, why string) e
 	h.log.Info("connection refused", "client", cl.ID, "remote", cl.Net.Remote, "reason", why)
 	Refuse(cl, code, v3, why)
 	return fmt.Errorf("%w: %s", errRefused, why)
+}
+
+// refuseSession refuses a connection whose session cannot be had.
+func (h *Hook) refuseSession(cl *mqtt.Client, err error) error {
+	if errors.Is(err, link.ErrForeign) {
+		return h.refuse(cl, packets.ErrClientIdentifierNotValid, 0x02, err.Error())
+	}
+	var limit *engine.Error
+	if errors.As(err, &limit) {
+		return h.refuse(cl, packets.ErrQuotaExceeded, 0x03, limit.Message)
+	}
+	h.log.Warn("device cannot be connected", "user", string(cl.Properties.Username), "device", cl.ID, "error", err)
+	return h.refuse(cl, packets.ErrServerUnavailable, 0x03, "the store cannot be used now")
 }
 
 // Refuse writes a CONNACK with an error: code and why to MQTT 5, v3 to 3.1.1.
@@ -174,25 +187,24 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	}
 	d := c.State.(*device)
 	s := session(cl, pk.Connect.Clean)
-	present := h.reg.Establish(c, pk.Connect.Clean, s.Persistent)
-	dev, err := h.engine.Connect(context.Background(), c.User, cl.ID, s, d)
+	present, err := h.reg.Establish(c, pk.Connect.Clean, s.Persistent)
+	var dev *engine.Device
 	if err == nil {
+		dev, err = h.engine.Connect(context.Background(), c.User, cl.ID, s, d)
+	}
+	if err == nil {
+		d.dev = dev                    // from now on end lets go of it
 		if present && !dev.Resumed() { // it was removed while the device was away, or has expired
-			h.reg.Reset(c)
+			err = h.reg.Reset(c)
 			present = false
 		}
-		d.dev, d.present = dev, present
-		return
+		d.present = present
 	}
-	var limit *engine.Error
-	if errors.As(err, &limit) {
-		_ = h.refuse(cl, packets.ErrQuotaExceeded, 0x03, limit.Message)
-	} else {
-		h.log.Warn("device cannot be connected", "user", c.User, "device", cl.ID, "error", err)
-		_ = h.refuse(cl, packets.ErrServerUnavailable, 0x03, "the store cannot be read now")
+	if err != nil {
+		_ = h.refuseSession(cl, err)
+		h.reg.Release(c, false)
+		cl.Stop(errRefused)
 	}
-	h.reg.Release(c, false)
-	cl.Stop(errRefused)
 }
 
 // session reads the kind of session from CONNECT.

@@ -5,6 +5,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/mqim/mqim/hooks/link"
+	"github.com/mqim/mqim/store"
 )
 
 // theirs marks the place of a filter that mochi answers.
@@ -16,28 +17,36 @@ const maxFilters = 32
 // OnSubscribe takes the filters under im/ out of the packet, so that mochi's trie never holds them, and remembers what
 // they are to be answered with.
 func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
-	return h.strip(cl, pk, (*device).subscribe)
+	return h.strip(cl, pk, false, (*device).subscribe)
 }
 
 // OnUnsubscribe does the same for UNSUBSCRIBE.
 func (h *Hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
-	return h.strip(cl, pk, func(d *device, s packets.Subscription) byte { return d.unsubscribe(s.Filter) })
+	return h.strip(cl, pk, true, func(d *device, s packets.Subscription) byte { return d.unsubscribe(s.Filter) })
 }
 
-func (h *Hook) strip(cl *mqtt.Client, pk packets.Packet, ours func(*device, packets.Subscription) byte) packets.Packet {
+func (h *Hook) strip(cl *mqtt.Client, pk packets.Packet, remove bool, ours func(*device, packets.Subscription) byte) packets.Packet {
 	d := deviceOf(cl)
 	if d == nil || d.dev == nil {
 		return pk
 	}
 	codes := make([]byte, 0, len(pk.Filters))
 	rest := make(packets.Subscriptions, 0, len(pk.Filters))
+	var changed []store.Subscription
 	for _, f := range pk.Filters {
 		if code := ours(d, f); code != theirs {
 			codes = append(codes, code)
+			if code < packets.ErrUnspecifiedError.Code {
+				changed = append(changed, link.Sub{QoS: code, ID: f.Identifier}.Stored(cl.ID, f.Filter))
+			}
 			continue
 		}
 		codes = append(codes, theirs)
 		rest = append(rest, f)
+	}
+	if err := d.c.Remember(changed, remove); err != nil {
+		h.log.Warn("a subscription cannot be stored", "user", d.user, "device", cl.ID, "error", err)
+		d.c.Disconnect(packets.ErrServerUnavailable) // it is the client's to ask again
 	}
 	if len(rest) < len(pk.Filters) {
 		d.asked = codes

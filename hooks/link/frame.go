@@ -204,7 +204,7 @@ func (c *Conn) Admit(p *Inbound) error {
 // released handles PUBREL.
 func (c *Conn) released(id uint16) (own bool) {
 	if c.Session.release(id) {
-		c.control(packets.Pubcomp, id, packets.CodeSuccess)
+		c.keep(id, true, func() { c.control(packets.Pubcomp, id, packets.CodeSuccess) })
 		return true
 	}
 	if c.reg.exclusive {

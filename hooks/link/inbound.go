@@ -1,6 +1,7 @@
 package link
 
 import (
+	"container/list"
 	"sync"
 	"sync/atomic"
 
@@ -27,12 +28,14 @@ type inbound struct {
 
 // request is a publish that waits for its answer.
 type request struct {
-	id     uint16
-	qos    byte
-	done   bool
-	code   byte
-	reason string
-	key    *published
+	id   uint16
+	qos  byte
+	done bool
+	// recorded: QoS 2, and the packet id is stored with the message
+	recorded bool
+	code     byte
+	reason   string
+	key      *published
 }
 
 // Response says where a client wants the answer to a request [MQTT-4.10].
@@ -109,7 +112,7 @@ func (c *Conn) Answer(ticket uint64, code byte, reason string) {
 	r := in.at(ticket)
 	r.done, r.code, r.reason = true, code, reason
 	if r.key != nil {
-		in.c.Session.finish(r.key, code)
+		r.key.finish(code)
 	}
 	if ticket != in.base {
 		return
@@ -127,6 +130,15 @@ func (c *Conn) Answer(ticket uint64, code byte, reason string) {
 	in.room.Signal()
 }
 
+// Recorded says that a publish at QoS 2 has been stored together with its packet id. It is called before Answer.
+func (c *Conn) Recorded(ticket uint64) {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	if ticket >= c.in.base && ticket < c.in.base+uint64(c.in.n) {
+		c.in.at(ticket).recorded = true
+	}
+}
+
 // Fail says that a publish was not kept and will not be answered: the connection is about to end, and the client is to
 // send it again.
 func (c *Conn) Fail(ticket uint64) {
@@ -134,7 +146,7 @@ func (c *Conn) Fail(ticket uint64) {
 	defer c.in.mu.Unlock()
 	if ticket >= c.in.base && ticket < c.in.base+uint64(c.in.n) {
 		if key := c.in.at(ticket).key; key != nil {
-			c.Session.finish(key, packets.ErrServerUnavailable.Code)
+			key.finish(packets.ErrServerUnavailable.Code)
 		}
 	}
 }
@@ -153,21 +165,30 @@ func (c *Conn) FailAll() {
 func (in *inbound) acknowledge(r *request) {
 	c := in.c
 	typ := packets.Puback
+	if c.quiet {
+		r.reason = "" // [MQTT-3.1.2-29]
+	}
+	id, code, reason := r.id, r.code, r.reason
 	switch r.qos {
 	case 0:
 		return
 	case 2:
 		typ = packets.Pubrec
-		if r.code < packets.ErrUnspecifiedError.Code || !c.V5 {
-			c.Session.receive(r.id)
+		if code < packets.ErrUnspecifiedError.Code || !c.V5 {
+			c.Session.receive(id)
+			if !r.recorded {
+				c.keep(id, false, func() { c.acknowledge(typ, id, code, reason) })
+				return
+			}
 		}
 	}
+	c.acknowledge(typ, id, code, reason)
+}
+
+func (c *Conn) acknowledge(typ byte, id uint16, code byte, reason string) {
 	// Acknowledgements may exceed the write buffer; the reading goroutine waits until there is room again.
 	if b, ok := c.BeginUrgent(); ok {
-		if c.quiet {
-			r.reason = "" // [MQTT-3.1.2-29]
-		}
-		c.End(appendAck(b, typ, r.id, c.V5, r.code, r.reason))
+		c.End(appendAck(b, typ, id, c.V5, code, reason))
 	}
 }
 
@@ -204,8 +225,10 @@ func (s *Session) awaitsRelease(id uint16) bool {
 	return s.received[id]
 }
 
-// recent remembers what was published last at QoS 1 and 2 in a persistent session. Guarded by Session.mu.
+// recent remembers what was published last at QoS 1 and 2 in a persistent session. It outlives the session's connection,
+// while the server runs and has room: see Registry.park.
 type recent struct {
+	mu   sync.Mutex
 	byID map[uint16]*published // the latest under each packet id
 	ring []*published
 	next int
@@ -213,8 +236,9 @@ type recent struct {
 
 const recentMax = 1024
 
-// published is one publish and what became of it. Guarded by Session.mu.
+// published is one publish and what became of it. Guarded by recent.mu.
 type published struct {
+	of      *recent
 	id      uint16
 	hash    uint64
 	state   byte // pending, kept or refused
@@ -228,15 +252,15 @@ const (
 )
 
 // finish tells what became of a publish.
-func (s *Session) finish(p *published, code byte) {
-	s.mu.Lock()
+func (p *published) finish(code byte) {
+	p.of.mu.Lock()
 	p.state = kept
 	if code >= packets.ErrUnspecifiedError.Code {
 		p.state = refused
 	}
 	waiting, ok := p.waiting, p.state == kept
 	p.waiting = nil
-	s.mu.Unlock()
+	p.of.mu.Unlock()
 	for _, f := range waiting {
 		go f(ok) // it answers on a connection; ours is locked
 	}
@@ -255,33 +279,35 @@ func (c *Conn) Repeated(p *Inbound) bool {
 		s.mu.Unlock()
 		return false
 	}
+	if s.recent == nil {
+		s.recent = &recent{byID: map[uint16]*published{}}
+	}
+	r := s.recent
+	s.mu.Unlock()
 	sum := p.hash()
-	if p.Dup {
-		if x := s.recent.byID[p.ID]; x != nil {
-			if x.hash == sum && x.state != refused {
-				ticket := p.Ticket
-				answer := func(kept bool) {
-					if kept {
-						c.Answer(ticket, packets.CodeSuccess.Code, "")
-						c.Kick()
-					} else {
-						c.Disconnect(packets.ErrServerUnavailable) // it is to be sent once more
-					}
-				}
-				if x.state == pending {
-					x.waiting = append(x.waiting, answer)
-					s.mu.Unlock()
-				} else {
-					s.mu.Unlock()
-					answer(true)
-				}
-				return true
+	r.mu.Lock()
+	if x := r.byID[p.ID]; p.Dup && x != nil && x.hash == sum && x.state != refused {
+		ticket := p.Ticket
+		answer := func(kept bool) {
+			if kept {
+				c.Answer(ticket, packets.CodeSuccess.Code, "")
+				c.Kick()
+			} else {
+				c.Disconnect(packets.ErrServerUnavailable) // it is to be sent once more
 			}
 		}
+		if x.state == pending {
+			x.waiting = append(x.waiting, answer)
+			r.mu.Unlock()
+		} else {
+			r.mu.Unlock()
+			answer(true)
+		}
+		return true
 	}
-	key := &published{id: p.ID, hash: sum}
-	s.recent.add(key)
-	s.mu.Unlock()
+	key := &published{of: r, id: p.ID, hash: sum}
+	r.add(key)
+	r.mu.Unlock()
 	c.in.mu.Lock()
 	c.in.at(p.Ticket).key = key
 	c.in.mu.Unlock()
@@ -289,9 +315,6 @@ func (c *Conn) Repeated(p *Inbound) bool {
 }
 
 func (r *recent) add(key *published) {
-	if r.byID == nil {
-		r.byID = map[uint16]*published{}
-	}
 	r.byID[key.id] = key
 	if len(r.ring) < recentMax {
 		r.ring = append(r.ring, key)
@@ -302,6 +325,47 @@ func (r *recent) add(key *published) {
 	}
 	r.ring[r.next] = key
 	r.next = (r.next + 1) % recentMax
+}
+
+// parking has the recents of sessions that are away, the longest away first.
+type parking struct {
+	list     list.List // of parked
+	byClient map[string]*list.Element
+	n        int // publishes remembered
+}
+
+type parked struct {
+	client string
+	r      *recent
+	n      int
+}
+
+const parkedMax = 1 << 17 // publishes, of some 150 bytes each
+
+// park remembers what a session that goes away has published, in the place of what went away first.
+func (p *parking) park(client string, r *recent) {
+	if r == nil {
+		return
+	}
+	if p.byClient == nil {
+		p.byClient = map[string]*list.Element{}
+	}
+	p.take(client)
+	p.byClient[client] = p.list.PushBack(parked{client, r, len(r.ring)})
+	for p.n += len(r.ring); p.n > parkedMax; {
+		p.take(p.list.Front().Value.(parked).client)
+	}
+}
+
+func (p *parking) take(client string) *recent {
+	e := p.byClient[client]
+	if e == nil {
+		return nil
+	}
+	delete(p.byClient, client)
+	x := p.list.Remove(e).(parked)
+	p.n -= x.n
+	return x.r
 }
 
 func (p *Inbound) hash() uint64 {

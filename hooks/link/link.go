@@ -8,12 +8,15 @@
 package link
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/mqim/mqim/store"
 	"github.com/mqim/mqim/transport"
 )
 
@@ -23,6 +26,12 @@ type Owner interface {
 	Acked(token uint64, reason byte)
 	// Room: the connection may take publications again, after Publish returned false.
 	Room()
+}
+
+// Releaser is an Owner that wants to know of PUBREC before PUBREL goes out.
+type Releaser interface {
+	// Received: the peer has a publication at QoS 2. release sends PUBREL, and is called now or later.
+	Received(token uint64, release func())
 }
 
 // Receiver handles publishes to some topics.
@@ -89,7 +98,15 @@ func (c *Conn) Done() <-chan struct{} { return c.done }
 // the connection that is put off until mochi has let go of it too: what mochi does after OnDisconnect to a session that
 // ends (it removes subscriptions and client by client id) would else hit the connection that takes over.
 func (c *Conn) Finish() {
+	if !c.lingers && len(c.reg.releasers) == 0 {
+		c.finish()
+	}
+}
+
+// Settled says that the last hook is through with a connection that no listener of ours runs.
+func (c *Conn) Settled() {
 	if !c.lingers {
+		c.reg.release(c, c.over)
 		c.finish()
 	}
 }
@@ -151,10 +168,13 @@ type Registry struct {
 	oversized func(*Conn, *Inbound)
 	exclusive bool // no publish is left to mochi, so no acknowledgement is meant for it
 	caps      *mqtt.Capabilities
+	journal   *Journal // nil: sessions are in memory
+	releasers []func(c *Conn, ended bool)
 	takeover  time.Duration // how long to wait for an old connection to let go
 
 	mu       sync.Mutex
 	sessions map[string]*Session
+	parking  parking
 }
 
 // NewRegistry returns a registry. o bounds connections that do not come through our listeners.
@@ -164,6 +184,13 @@ func NewRegistry(o transport.Options) *Registry {
 
 // Capabilities tells the registry what the server has announced; hooks call it from SetOpts.
 func (r *Registry) Capabilities(c *mqtt.Capabilities) { r.caps = c }
+
+// Journal has sessions that outlive their connection stored from now on. It is called before the server serves.
+func (r *Registry) Journal(j *Journal) { r.journal = j }
+
+// BeforeRelease has f called when a connection lets go of its session, before the session may be taken by another one.
+// ended says that the session is over.
+func (r *Registry) BeforeRelease(f func(c *Conn, ended bool)) { r.releasers = append(r.releasers, f) }
 
 // Handle adds a receiver; those added first are asked first. It is called before the server serves.
 func (r *Registry) Handle(x Receiver) {
@@ -195,6 +222,13 @@ type Session struct {
 	mu         sync.Mutex
 	conn       *Conn // the connection that has it or is about to
 	persistent bool  // it stays when the connection ends
+	durable    bool  // it is in the store
+
+	// Stored are the filters outside im/ that the session had when it was read from the store, for the ordinary topics
+	// hook. Resumed says that there was such a session, and Cut that a crash has ended its last connection.
+	Stored  []store.Subscription
+	Resumed bool
+	Cut     bool
 
 	// Subs are the client's filters under im/; the im hook's, guarded by Lock.
 	Subs map[string]Sub
@@ -204,7 +238,7 @@ type Session struct {
 	will     func() // of a connection that has ended, and when it is due
 	willDue  *time.Timer
 	received map[uint16]bool // QoS 2 packet ids between PUBREC and PUBREL
-	recent   recent          // what was published without a cid
+	recent   *recent         // what was published without a cid
 }
 
 // Persistent reports whether the session outlives its connection.
@@ -214,11 +248,26 @@ func (s *Session) Persistent() bool {
 	return s.persistent
 }
 
+// Durable reports whether the session is in the store.
+func (s *Session) Durable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.durable
+}
+
 // Taken reports whether a connection has the session, or is about to.
 func (s *Session) Taken() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.conn != nil
+}
+
+// Taken reports whether a connection has the session of a client, or is about to.
+func (r *Registry) Taken(client string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.sessions[client]
+	return s != nil && s.Taken()
 }
 
 // Lock guards Subs.
@@ -227,9 +276,16 @@ func (s *Session) Lock() { s.mu.Lock() }
 // Unlock ends Lock.
 func (s *Session) Unlock() { s.mu.Unlock() }
 
-// Claim sets up the connection of a client that has sent CONNECT, for user. It returns nil when the client id
-// belongs to another user. It is called from OnConnect, on the goroutine that reads the connection.
-func (r *Registry) Claim(cl *mqtt.Client, user string) *Conn {
+// ErrForeign: the client id belongs to another user.
+var ErrForeign = errors.New("this client id belongs to another user")
+
+// Claim sets up the connection of a client that has sent CONNECT, for user. It returns ErrForeign when the client id
+// belongs to another user, and other errors when the store cannot tell. It is called from OnConnect, on the goroutine
+// that reads the connection.
+func (r *Registry) Claim(cl *mqtt.Client, user string) (*Conn, error) {
+	if err := r.owned(cl.ID, user); err != nil {
+		return nil, err
+	}
 	t, ok := cl.Net.Conn.(*transport.Conn)
 	framed := ok
 	if !framed {
@@ -249,7 +305,7 @@ func (r *Registry) Claim(cl *mqtt.Client, user string) *Conn {
 	}
 	if s.User != user {
 		r.mu.Unlock()
-		return nil
+		return nil, ErrForeign
 	}
 	s.mu.Lock()
 	if s.conn == nil {
@@ -270,7 +326,25 @@ func (r *Registry) Claim(cl *mqtt.Client, user string) *Conn {
 		c.in.close()
 		r.abandon(c)
 	})
-	return c
+	return c, nil
+}
+
+// owned reports, by an error, that a client id's session belongs to another user.
+func (r *Registry) owned(client, user string) error {
+	r.mu.Lock()
+	s := r.sessions[client]
+	r.mu.Unlock()
+	if s != nil || r.journal == nil {
+		return nil // Claim looks
+	}
+	rec, err := r.journal.Store.Session(context.Background(), client)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	case err == nil && rec.User != user:
+		return ErrForeign
+	}
+	return err
 }
 
 // abandon forgets a claim whose connection ended before it was taken over by Establish.
@@ -293,15 +367,23 @@ func (c *Conn) established() bool { return c.in.open.Load() }
 
 // Establish makes c the connection of its session, after the client has been authenticated: an older one is ended
 // and waited for first, so that there is never more than one that reads or is sent to. clean forgets the session's
-// state. present tells whether there was a session to go on with.
-func (r *Registry) Establish(c *Conn, clean, persistent bool) (present bool) {
+// state. present tells whether there was a session to go on with. After an error the connection is to be refused.
+func (r *Registry) Establish(c *Conn, clean, persistent bool) (present bool, err error) {
+	s, present, err := r.take(c, clean, persistent)
+	if err != nil || r.journal == nil {
+		return present, err
+	}
+	return r.resume(c, s, clean, persistent)
+}
+
+// take ends and waits for an older connection.
+func (r *Registry) take(c *Conn, clean, persistent bool) (s *Session, present bool, err error) {
 	for {
 		r.mu.Lock()
 		s := r.sessions[c.Session.Client]
 		if s != nil && s.User != c.User { // it ended, and another user has taken it
 			r.mu.Unlock()
-			c.Disconnect(packets.ErrClientIdentifierNotValid)
-			return false
+			return nil, false, ErrForeign
 		}
 		if s == nil {
 			s = &Session{Client: c.Client.ID, User: c.User}
@@ -317,13 +399,13 @@ func (r *Registry) Establish(c *Conn, clean, persistent bool) (present bool) {
 			}
 			s.will, s.willDue = nil, nil
 			if !present {
-				s.Subs, s.Topics, s.received, s.recent = nil, nil, nil, recent{}
+				s.Subs, s.Topics, s.received, s.recent = nil, nil, nil, nil
 			}
 			s.conn, s.persistent = c, persistent
 			c.in.open.Store(true)
 			s.mu.Unlock()
 			r.mu.Unlock()
-			return present
+			return s, present, nil
 		}
 		s.mu.Unlock()
 		r.mu.Unlock()
@@ -339,16 +421,22 @@ func (r *Registry) Establish(c *Conn, clean, persistent bool) (present bool) {
 }
 
 // Reset forgets what the session has kept of earlier connections.
-func (r *Registry) Reset(c *Conn) {
+func (r *Registry) Reset(c *Conn) error {
 	s := c.Session
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.Subs, s.Topics, s.received, s.recent = nil, nil, nil, recent{}
+	s.Subs, s.Topics, s.Stored, s.received, s.recent, s.Resumed = nil, nil, nil, nil, nil, false
+	durable, persistent := s.durable, s.persistent
+	s.mu.Unlock()
+	if !durable {
+		return nil
+	}
+	return r.begin(c, s, persistent)
 }
 
-// Release ends c's hold on its session; ended says that the session is over, too. Like Finish it may be put off.
+// Release ends c's hold on its session; ended says that the session is over, too. Like Finish it is put off where
+// others have yet to let go: a listener of ours, or the hook that BeforeRelease is for, which calls Settled.
 func (r *Registry) Release(c *Conn, ended bool) {
-	if c.lingers {
+	if c.lingers || len(r.releasers) > 0 {
 		c.over = c.over || ended
 		return
 	}
@@ -356,17 +444,30 @@ func (r *Registry) Release(c *Conn, ended bool) {
 }
 
 func (r *Registry) release(c *Conn, ended bool) {
+	s := c.Session
+	s.mu.Lock()
+	mine, durable := s.conn == c && c.established(), s.durable
+	ended = ended || !s.persistent
+	s.mu.Unlock()
+	if mine && durable {
+		for _, f := range r.releasers {
+			f(c, ended)
+		}
+		r.leave(c, s, ended)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := c.Session
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn != c {
 		return
 	}
 	s.conn = nil
-	if (ended || !s.persistent) && r.sessions[s.Client] == s {
-		delete(r.sessions, s.Client)
+	if (ended || durable) && r.sessions[s.Client] == s {
+		delete(r.sessions, s.Client) // what is durable the store has
+		if !ended {
+			r.parking.park(s.Client, s.recent)
+		}
 	}
 }
 
@@ -387,17 +488,21 @@ func (s *Session) DelayWill(delay time.Duration, f func()) {
 	s.will, s.willDue = f, time.AfterFunc(delay, f)
 }
 
-// Forget ends the session of a client that is not connected.
+// Forget ends the session of a client: at once, or with its connection.
 func (r *Registry) Forget(client string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.sessions[client]; s != nil {
+	s := r.sessions[client]
+	if s != nil {
 		s.mu.Lock()
-		if s.conn == nil {
-			delete(r.sessions, client)
-		} else {
+		defer s.mu.Unlock()
+		if s.conn != nil {
 			s.persistent = false
+			return
 		}
-		s.mu.Unlock()
+		delete(r.sessions, client)
+	}
+	if r.journal != nil {
+		r.journal.Later(func(b *store.Batch) { b.Sessions = append(b.Sessions, store.Session{Client: client, Over: true}) })
 	}
 }

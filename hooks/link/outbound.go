@@ -184,6 +184,19 @@ func (c *Conn) Keep(id uint16) {
 	o.kept[id] = true
 }
 
+// Reserve takes a new packet id and keeps it, for a Publication with that ID.
+func (c *Conn) Reserve() uint16 {
+	o := &c.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	id := o.nextID()
+	if o.kept == nil {
+		o.kept = map[uint16]bool{}
+	}
+	o.kept[id] = true
+	return id
+}
+
 // Rerelease sends PUBREL for a QoS 2 publication that the peer had received on an earlier connection [MQTT-4.4.0-1].
 // It returns false, having done nothing, when something else is in flight under that id, which Keep prevents.
 func (c *Conn) Rerelease(id uint16, owner Owner, token uint64) bool {
@@ -216,10 +229,16 @@ func (c *Conn) acked(typ byte, id uint16, reason byte) (own bool) {
 		return false
 	}
 	if typ == packets.Pubrec && reason < packets.ErrUnspecifiedError.Code {
+		first := !f.rel
 		f.rel = true
 		o.flights[id] = f
 		o.mu.Unlock()
-		c.control(packets.Pubrel, id, packets.CodeSuccess)
+		release := func() { c.control(packets.Pubrel, id, packets.CodeSuccess) }
+		if r, ok := f.owner.(Releaser); !ok || !first {
+			release()
+		} else {
+			r.Received(f.token, release)
+		}
 		return true
 	}
 	delete(o.flights, id)

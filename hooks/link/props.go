@@ -49,3 +49,12 @@ func AppendCorrelation(b, data []byte) []byte {
 	b = binary.BigEndian.AppendUint16(append(b, packets.PropCorrelationData), uint16(len(data)))
 	return append(b, data...)
 }
+
+// SubscriptionID reads what AppendSubscriptionID wrote, at the start of b.
+func SubscriptionID(b []byte) (id int, ok bool) {
+	if len(b) == 0 || b[0] != packets.PropSubscriptionIdentifier {
+		return 0, false
+	}
+	id, _, ok = cutVarint(b[1:])
+	return id, ok
+}

@@ -5,21 +5,24 @@
 //
 //	reg := link.NewRegistry(transport.Options{})
 //	server.AddHook(im.New(e, im.Options{Registry: reg}), nil)
-//	server.AddHook(topics.New(server, topics.Options{Registry: reg}), nil)
+//	server.AddHook(topics.New(server, topics.Options{Registry: reg, Store: st}), nil)
 //	reg.Exclusive()
 //
 // The hook needs hooks/im before it, which claims connections and calls this hook through the link.Registry that both
 // share. It knows no engine and no configuration.
 //
 // A publish is handled on the publisher's reading goroutine, from the frame to each subscriber's write buffer, and never
-// waits for a subscriber: what does not fit waits in the subscriber's session, bounded, and what does not fit there is
-// dropped, counted and logged. Sessions are in memory.
+// waits for a subscriber: what does not fit waits in the subscriber's session, bounded. Where it concerns a session that
+// outlives its connection, or is to be retained, it is in the store before it is acknowledged and shown to anybody:
+// link.Journal has many of them stored at a time. Sessions, subscriptions, queues, retained messages and wills are in
+// the store, and of a session in memory only while its client is connected.
 //
-// Subscriptions are checked when they are made, by whoever answers OnACLCheck, and again by Recheck, which is to be
-// called when rules have changed.
+// Subscriptions are checked when they are made, by whoever answers OnACLCheck, again by Recheck, which is to be
+// called when rules have changed, and when a session is resumed.
 package topics
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"math"
@@ -31,21 +34,25 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 	"golang.org/x/time/rate"
 
+	imhook "github.com/mqim/mqim/hooks/im"
 	"github.com/mqim/mqim/hooks/link"
+	"github.com/mqim/mqim/store"
 )
 
-// Options are the hook's settings. Registry is required.
+// Options are the hook's settings. Registry and Store are required.
 type Options struct {
 	Registry *link.Registry // the one that hooks/im has
+	Store    store.Store    // stays the caller's to close, after the server. Its own limits bound queues and retained messages
 	// Allow reports whether a client may publish to a topic (write), or subscribe to a filter. It is asked for each
 	// publish, for wills when the client connects and again when they are due, and by Recheck. nil allows everything.
 	Allow func(cl *mqtt.Client, topic string, write bool) bool
 
-	QueueMessages int // messages that wait in a session for room or for a connection; default 1000
-	QueueBytes    int // their size, and again that of those sent and not acknowledged; default 4 MiB
-
-	RetainedMessages int // default 100,000
-	RetainedBytes    int // default 256 MiB
+	// Of sessions that end with their connection:
+	QueueMessages int // messages that wait for room; default 1000
+	QueueBytes    int // their size; default 4 MiB. Also what is sent and not acknowledged in a durable session
+	// RefuseWhenFull refuses a message at QoS 1 or 2 that one of its subscribers has no room for; otherwise the oldest of
+	// what waits is dropped.
+	RefuseWhenFull bool
 
 	Metrics Metrics      // nil: none are kept
 	Log     *slog.Logger // nil: slog.Default
@@ -66,38 +73,46 @@ func (noMetrics) Dropped(string)     {}
 
 // The reasons to drop a message, as they are counted.
 const (
-	dropNoRoom   = "topic_qos0_no_room"    // QoS 0, and the subscriber does not read fast enough
-	dropOffline  = "topic_qos0_offline"    // QoS 0, and the subscriber has a session but no connection
-	dropMessages = "topic_queue_messages"  // the session's queue is full
-	dropBytes    = "topic_queue_bytes"     // the session's queue is full
-	dropExpired  = "topic_expired"         // Message Expiry Interval passed while it waited
-	dropTooLarge = "topic_too_large"       // larger than the subscriber's Maximum Packet Size
-	dropEnded    = "topic_session_ended"   // the session was over before it was delivered
-	dropDenied   = "topic_denied"          // the publisher may not publish there
-	dropInvalid  = "topic_invalid"         // not a topic to publish to
-	dropRetained = "topic_retained_full"   // no room for one more retained message
-	dropWill     = "topic_will_denied"     // the rules have changed since the client connected
-	dropRejected = "topic_outside_session" // from a client that hooks/im has not claimed
+	dropNoRoom      = "topic_qos0_no_room"    // QoS 0, and the subscriber does not read fast enough
+	dropOffline     = "topic_qos0_offline"    // QoS 0, and the subscriber has a session but no connection
+	dropMessages    = "topic_queue_messages"  // the session's queue is full
+	dropBytes       = "topic_queue_bytes"     // the session's queue is full
+	dropExpired     = "topic_expired"         // Message Expiry Interval passed while it waited
+	dropTooLarge    = "topic_too_large"       // larger than the subscriber's Maximum Packet Size
+	dropEnded       = "topic_session_ended"   // the session was over before it was delivered
+	dropRefused     = "topic_queue_refused"   // a subscriber's queue is full, and the publisher was told so
+	dropUnavailable = "topic_unavailable"     // the store cannot commit now
+	dropDenied      = "topic_denied"          // the publisher may not publish there
+	dropInvalid     = "topic_invalid"         // not a topic to publish to
+	dropRetained    = "topic_retained_full"   // no room for one more retained message
+	dropWill        = "topic_will_denied"     // the rules have changed since the client connected
+	dropRejected    = "topic_outside_session" // from a client that hooks/im has not claimed
 )
 
 // Hook is the hook. Its methods may be called concurrently.
 type Hook struct {
 	mqtt.HookBase
-	server   *mqtt.Server
-	opt      Options
-	log      *slog.Logger
-	metrics  Metrics
-	retained retained
-	routes   routes
-	stamps   atomic.Uint64 // the next kicks.stamp
-	loud     rate.Sometimes
-	losses   atomic.Uint64 // dropped since the hook was made
+	server    *mqtt.Server
+	opt       Options
+	log       *slog.Logger
+	metrics   Metrics
+	store     store.Store
+	journal   *link.Journal
+	doneKicks kicks // the journal's
+	routes    routes
+	cursors   cursors
+	loading   chan struct{} // bounds the pages that loaders hold in memory
+	stamps    atomic.Uint64 // the next kicks.stamp
+	retaining atomic.Int64  // retained messages that are not stored yet
+	restored  atomic.Bool   // all wills that were left have been found
+	loud      rate.Sometimes
+	losses    atomic.Uint64 // dropped since the hook was made
 
 	mu       sync.RWMutex        // guards what follows; taken after a session's and before mochi's locks
-	sessions map[string]*session // by client id
-	wills    map[*delayed]bool   // that wait for their delay
+	sessions map[string]*session // of those who are connected, by client id
+	wills    map[string]*delayed // that wait for their delay, by client id
 	stopped  bool
-	firing   sync.WaitGroup // wills that are being published by their timers
+	running  sync.WaitGroup // loaders, and wills that are being published by their timers
 }
 
 // New returns the hook for a server. The caller adds it, after hooks/im.
@@ -109,22 +124,25 @@ func New(server *mqtt.Server, o Options) *Hook {
 	}
 	def(&o.QueueMessages, 1000)
 	def(&o.QueueBytes, 4<<20)
-	def(&o.RetainedMessages, 100_000)
-	def(&o.RetainedBytes, 256<<20)
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
 	h := &Hook{
-		server: server, opt: o, log: o.Log, metrics: o.Metrics,
-		retained: retained{maxMessages: o.RetainedMessages, maxBytes: o.RetainedBytes},
+		server: server, opt: o, log: o.Log, metrics: o.Metrics, store: o.Store,
+		loading:  make(chan struct{}, loaders),
 		loud:     rate.Sometimes{First: 1, Interval: 10 * time.Second},
 		sessions: map[string]*session{},
-		wills:    map[*delayed]bool{},
+		wills:    map[string]*delayed{},
 	}
 	if h.metrics == nil {
 		h.metrics = noMetrics{}
 	}
+	h.cursors.h = h
+	h.doneKicks.stamp = h.stamps.Add(1)
+	h.journal = link.NewJournal(o.Store, o.Log, func() { h.doneKicks.flush(h) })
 	o.Registry.Handle(h)
+	o.Registry.Journal(h.journal)
+	o.Registry.BeforeRelease(h.release)
 	return h
 }
 
@@ -134,27 +152,52 @@ func (h *Hook) ID() string { return "topics" }
 // Provides implements mqtt.Hook.
 func (h *Hook) Provides(b byte) bool {
 	switch b {
-	case mqtt.OnConnect, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished, mqtt.OnDisconnect, mqtt.OnClientExpired,
-		mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnUnsubscribed, mqtt.OnPublish:
+	case mqtt.OnConnect, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished, mqtt.OnDisconnect,
+		mqtt.OnPacketProcessed, mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnUnsubscribe, mqtt.OnUnsubscribed,
+		mqtt.OnPublish, mqtt.OnStarted:
 		return true
 	}
 	return false
 }
 
-// Stop implements mqtt.Hook: wills that wait for their delay are given up.
+// OnStarted looks for the wills that an earlier run has left.
+func (h *Hook) OnStarted() {
+	if !h.spawn(h.restoreWills) {
+		h.restored.Store(true)
+	}
+}
+
+// spawn runs f on a goroutine that Stop waits for. It reports whether it did.
+func (h *Hook) spawn(f func()) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopped {
+		return false
+	}
+	h.running.Go(f)
+	return true
+}
+
+// Drain waits until everything that was accepted before the call is stored and answered.
+func (h *Hook) Drain(ctx context.Context) error { return h.journal.Flush(ctx) }
+
+// Stop implements mqtt.Hook: what was accepted is stored. Wills that wait for their delay go on waiting at the next start.
+// A second call does nothing.
 func (h *Hook) Stop() error {
 	h.mu.Lock()
 	h.stopped = true
-	for w := range h.wills {
+	for _, w := range h.wills {
 		w.timer.Stop()
 	}
 	clear(h.wills)
 	h.mu.Unlock()
-	h.firing.Wait()
+	h.running.Wait()
+	h.cursors.stop()
+	h.journal.Close()
 	return nil
 }
 
-// client is what the hook keeps of a connection. It is the reading goroutine's.
+// client is what the hook keeps of a connection. It is the reading goroutine's, but for pending and stamp.
 type client struct {
 	h       *Hook
 	c       *link.Conn
@@ -162,8 +205,10 @@ type client struct {
 	last    *route   // the last publish's
 	scratch []byte   // properties of a copy
 	kicks   kicks
-	will    *will
-	asked   []request // the SUBSCRIBE that is being answered
+	will    *store.Will
+	asked   []request    // the SUBSCRIBE that is being answered
+	pending atomic.Int32 // publishes that are being stored: what comes after waits its turn behind them
+	stamp   uint64       // of the journal's kicks
 	ended   bool
 }
 
@@ -194,66 +239,63 @@ func clientOf(cl *mqtt.Client) *client {
 	return nil
 }
 
-// saved is the session's state from earlier connections, nil if there is none.
-func (x *client) saved() *session {
-	x.c.Session.Lock()
-	defer x.c.Session.Unlock()
-	s, _ := x.c.Session.Topics.(*session)
-	return s
-}
-
-// OnSessionEstablish makes mochi and the registry agree on whether there is a session. They may not: mochi resumes
-// sessions that ended with their connection (MQTT 5, Session Expiry 0) or whose expiry it has not noticed yet.
+// OnSessionEstablish begins the session, or goes on with the one that is stored: mochi is shown its subscriptions. mochi
+// itself may have another opinion, since it resumes sessions that ended with their connection.
 func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	x := clientOf(cl)
-	if x == nil {
+	if x == nil || cl.Closed() {
 		return
 	}
-	s := x.saved()
-	existing, ok := h.server.Clients.Get(cl.ID)
-	switch {
-	case s == nil && ok && !pk.Connect.Clean && !(existing.Properties.ProtocolVersion < 5 && existing.Properties.Clean):
-		h.server.UnsubscribeClient(existing)
+	if old, ok := h.server.Clients.Get(cl.ID); ok && old != cl {
+		h.server.UnsubscribeClient(old)
 		h.server.Clients.Delete(cl.ID)
-	case s != nil && !ok:
-		x.c.Session.Lock()
-		x.c.Session.Topics, s = nil, nil
-		x.c.Session.Unlock()
 	}
-	h.mu.Lock()
-	old := h.sessions[cl.ID]
-	if old != nil && old != s {
-		delete(h.sessions, cl.ID)
-	}
-	h.mu.Unlock()
-	if old != nil && old != s {
-		h.routes.changed()
-		old.end()
-	}
-	if s != nil {
-		s.reserve(x.c)
-	}
-}
-
-// OnSessionEstablished begins delivery: CONNACK is on its way.
-func (h *Hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
-	x := clientOf(cl)
-	if x == nil {
-		return
-	}
-	persistent := x.c.Session.Persistent()
-	s := x.saved()
-	if s == nil {
-		s = &session{h: h, link: x.c.Session, client: cl.ID, q: ring{base: 1, next: 1}}
-		x.c.Session.Lock()
-		x.c.Session.Topics = s
-		x.c.Session.Unlock()
-	}
+	c := x.c
+	s := &session{h: h, client: cl.ID, durable: c.Session.Durable(), q: ring{base: 1, next: 1}}
 	h.mu.Lock()
 	h.sessions[cl.ID] = s
 	h.mu.Unlock()
 	x.s = s
-	s.attach(x.c, persistent)
+	resumed := c.Session.Resumed
+	err := x.keepWill(resumed)
+	if err == nil && resumed {
+		h.inherit(cl, c.Session.Stored)
+		err = s.restore(c)
+	}
+	if err != nil {
+		h.log.Warn("a session cannot be resumed", "client", cl.ID, "error", err)
+		imhook.Refuse(cl, packets.ErrServerUnavailable, 0x03, "the store cannot be used now")
+		x.will = nil
+		cl.Stop(err)
+	}
+	c.Session.Stored = nil
+}
+
+// inherit lets mochi find a client with the session's subscriptions, for the new one to take over. Those that the rules
+// do not allow any more end here.
+func (h *Hook) inherit(cl *mqtt.Client, stored []store.Subscription) {
+	old := h.server.NewClient(nil, cl.Net.Listener, cl.ID, false)
+	old.Properties.ProtocolVersion, old.Properties.Clean = cl.Properties.ProtocolVersion, false
+	var gone []store.Subscription
+	for i := range stored {
+		sub, ok := decodeSubscription(&stored[i])
+		switch {
+		case !ok || h.opt.Allow != nil && !h.opt.Allow(cl, sub.Filter, false):
+			gone = append(gone, stored[i])
+		default:
+			old.State.Subscriptions.Add(sub.Filter, sub)
+		}
+	}
+	h.forget(cl, gone)
+	h.server.Clients.Add(old)
+}
+
+// OnSessionEstablished begins delivery: CONNACK is on its way.
+func (h *Hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
+	if x := clientOf(cl); x != nil && x.s != nil {
+		h.routes.changed()
+		x.s.attach(x.c)
+	}
 }
 
 // OnDisconnect lets go of the connection, publishes the will if the client did not say goodbye, and ends the session if
@@ -270,6 +312,7 @@ func (h *Hook) OnDisconnect(cl *mqtt.Client, err error, expire bool) {
 		}
 	}
 	x.end(err, expire)
+	x.c.Settled()
 }
 
 // end is what happens once when a connection ends. err is nil where the client's DISCONNECT ended it, or where it never
@@ -279,15 +322,14 @@ func (x *client) end(err error, expire bool) {
 		return
 	}
 	x.ended = true
-	h, s := x.h, x.s
+	h := x.h
 	x.kicks.flush(h)
-	s.release(x.c)
 	if err != nil && x.will != nil {
-		s.leaveWill(x.will, x.willDelay(expire))
+		h.leaveWill(x.will, x.willDelay(expire))
+	} else if x.will != nil {
+		h.removeWill(x.c.Client.ID)
 	}
-	if expire {
-		h.forget(s)
-	}
+	x.letGo()
 }
 
 // willDelay is how long the will waits: no longer than the session lives [MQTT-3.1.3.2.2].
@@ -295,40 +337,35 @@ func (x *client) willDelay(expire bool) time.Duration {
 	if expire {
 		return 0
 	}
-	delay := x.will.delay
+	delay := time.Duration(x.will.Delay) * time.Second
 	if p := &x.c.Client.Properties; p.ProtocolVersion == 5 && p.Props.SessionExpiryInterval < math.MaxUint32 {
 		delay = min(delay, time.Duration(p.Props.SessionExpiryInterval)*time.Second)
 	}
 	return delay
 }
 
-// forget ends a session that no newer one has replaced.
-func (h *Hook) forget(s *session) {
+// release is called by the registry before somebody else may have the session.
+func (h *Hook) release(c *link.Conn, _ bool) {
+	if x, _ := c.Topics.(*client); x != nil && x.s != nil {
+		x.letGo()
+	}
+}
+
+// letGo takes the session off the connection, and out of memory.
+func (x *client) letGo() {
+	h, s, cl := x.h, x.s, x.c.Client
+	s.end()
 	h.mu.Lock()
-	if h.sessions[s.client] == s {
+	mine := h.sessions[s.client] == s
+	if mine {
 		delete(h.sessions, s.client)
 	}
 	h.mu.Unlock()
+	if now, ok := h.server.Clients.Get(cl.ID); mine && ok && (now == cl || now.Net.Conn == nil) {
+		h.server.UnsubscribeClient(now)
+		h.server.Clients.Delete(cl.ID)
+	}
 	h.routes.changed()
-	s.end()
-}
-
-// OnClientExpired ends the session of a client that has been away for too long, and removes its subscriptions, which
-// mochi leaves in its trie.
-func (h *Hook) OnClientExpired(cl *mqtt.Client) {
-	if now, ok := h.server.Clients.Get(cl.ID); ok && now != cl {
-		return // it is back
-	}
-	h.mu.RLock()
-	s := h.sessions[cl.ID]
-	h.mu.RUnlock()
-	if s != nil && s.link.Taken() {
-		return // it is about to be
-	}
-	h.server.UnsubscribeClient(cl)
-	if s != nil {
-		h.forget(s)
-	}
 }
 
 // drop counts a message that was not delivered, and says so in the log, though not for each.

@@ -20,6 +20,7 @@ import (
 	imhook "github.com/mqim/mqim/hooks/im"
 	"github.com/mqim/mqim/hooks/link"
 	engine "github.com/mqim/mqim/im"
+	"github.com/mqim/mqim/store"
 	"github.com/mqim/mqim/store/pebble"
 	"github.com/mqim/mqim/transport"
 )
@@ -107,6 +108,7 @@ func (c *counts) all() string {
 type rig struct {
 	testing.TB
 	server   *mqtt.Server
+	store    *pebble.Store
 	hook     *Hook
 	rules    *rules
 	tail     tail
@@ -121,12 +123,13 @@ type setup struct {
 	transport transport.Options
 	pipes     bool // for testing/synctest
 	inline    bool
+	queues    store.QueueLimits
 }
 
 func newRig(tb testing.TB, o setup) *rig {
 	tb.Helper()
 	log := slog.New(slog.DiscardHandler)
-	st, err := pebble.Open(pebble.Options{Path: "data", FS: vfs.NewMem(), Logger: log, FreeSpace: func() (uint64, error) { return 1 << 40, nil }})
+	st, err := pebble.Open(pebble.Options{Path: "data", FS: vfs.NewMem(), Retention: store.Retention{Topics: o.queues}, Logger: log, FreeSpace: func() (uint64, error) { return 1 << 40, nil }})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -136,12 +139,12 @@ func newRig(tb testing.TB, o setup) *rig {
 	caps.MaximumClientWritesPending = 16
 	caps.TopicAliasMaximum = 8
 	r := &rig{
-		TB: tb, rules: &rules{denied: map[string]bool{}}, counts: &counts{dropped: map[string]int{}}, opt: o.transport,
+		TB: tb, store: st, rules: &rules{denied: map[string]bool{}}, counts: &counts{dropped: map[string]int{}}, opt: o.transport,
 		server: mqtt.New(&mqtt.Options{Capabilities: caps, Logger: log, SysTopicResendInterval: 3600, InlineClient: o.inline}),
 	}
 	reg := link.NewRegistry(o.transport)
 	im := imhook.New(e, imhook.Options{Registry: reg, Log: log})
-	o.Registry, o.Log, o.Metrics = reg, log, r.counts
+	o.Registry, o.Store, o.Log, o.Metrics = reg, st, log, r.counts
 	o.Allow = func(_ *mqtt.Client, topic string, _ bool) bool { return r.rules.allowed(topic) }
 	r.hook = New(r.server, o.Options)
 	reg.Exclusive()
@@ -447,8 +450,18 @@ func (r *rig) gone(name string) {
 		r.hook.mu.RLock()
 		s := r.hook.sessions[name]
 		r.hook.mu.RUnlock()
-		return s == nil || !s.link.Taken()
+		return s == nil && !r.hook.opt.Registry.Taken(name)
 	})
+}
+
+// retained is how many messages are retained.
+func (r *rig) retained() uint64 {
+	r.Helper()
+	n, err := r.hook.store.RetainedCount(context.Background())
+	if err != nil {
+		r.Fatal(err)
+	}
+	return n
 }
 
 // until polls for what no packet tells.

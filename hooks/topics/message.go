@@ -7,24 +7,18 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/mqim/mqim/hooks/link"
+	"github.com/mqim/mqim/store"
 )
 
-// message is an application message that is kept: in queues, or retained. It never changes, so all share it.
-type message struct {
-	topic   string
-	payload []byte
-	props   []byte // encoded MQTT 5 properties that the publisher gave; expiry and subscription identifiers come on top
-	expires int64  // Unix milliseconds; 0: never
-	from    string // the publisher's client id
-	qos     byte
-}
+// message is an application message. It never changes once it is kept, so all share it.
+type message = store.Publication
 
 // overhead is what a queued message costs beside its bytes, roughly.
 const overhead = 96
 
-func (m *message) size() int { return len(m.topic) + len(m.payload) + len(m.props) + overhead }
+func size(m *message) int { return len(m.Topic) + len(m.Payload) + len(m.Props) + overhead }
 
-func (m *message) expired(now int64) bool { return m.expires != 0 && m.expires <= now }
+func expired(m *message, now int64) bool { return m.Expires != 0 && m.Expires <= now }
 
 // outgoing is a message while it is being handed to its subscribers. Its payload is the publisher's buffer: who keeps
 // the message calls keep.
@@ -39,7 +33,7 @@ type outgoing struct {
 func (o *outgoing) keep() *message {
 	if o.kept == nil {
 		m := o.message
-		m.payload = bytes.Clone(m.payload)
+		m.Payload = bytes.Clone(m.Payload)
 		o.kept = &m
 	}
 	return o.kept
@@ -47,13 +41,13 @@ func (o *outgoing) keep() *message {
 
 // properties returns what is written to an MQTT 5 subscriber: m's, what is left of the expiry interval, and the
 // subscription identifiers. scratch is overwritten.
-func (m *message) properties(scratch []byte, ids string, now int64) (props, newScratch []byte) {
-	if ids == "" && m.expires == 0 {
-		return m.props, scratch
+func properties(m *message, scratch []byte, ids string, now int64) (props, newScratch []byte) {
+	if ids == "" && m.Expires == 0 {
+		return m.Props, scratch
 	}
-	b := append(scratch[:0], m.props...)
-	if m.expires != 0 {
-		b = link.AppendExpiry(b, uint32(max(1, (m.expires-now+999)/1000))) // [MQTT-3.3.2-6]
+	b := append(scratch[:0], m.Props...)
+	if m.Expires != 0 {
+		b = link.AppendExpiry(b, uint32(max(1, (m.Expires-now+999)/1000))) // [MQTT-3.3.2-6]
 	}
 	b = append(b, ids...)
 	return b, b
@@ -68,9 +62,9 @@ func trim(b []byte) []byte {
 }
 
 // describe fills in what the publisher's properties say.
-func (m *message) describe(p *packets.Properties, now int64) {
+func describe(m *message, p *packets.Properties, now int64) {
 	if p.MessageExpiryInterval > 0 {
-		m.expires = now + int64(p.MessageExpiryInterval)*1000
+		m.Expires = now + int64(p.MessageExpiryInterval)*1000
 	}
 	var b []byte
 	if p.PayloadFormatFlag {
@@ -88,39 +82,25 @@ func (m *message) describe(p *packets.Properties, now int64) {
 	for _, u := range p.User {
 		b = link.AppendUserProperty(b, u.Key, u.Val) // [MQTT-3.3.2-17] [MQTT-3.3.2-18]
 	}
-	m.props = b
+	m.Props = b
 }
 
 // packet is the message as mochi's inline subscribers get it.
 func (o *outgoing) packet() packets.Packet {
 	m := o.keep()
 	return packets.Packet{
-		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: m.qos, Retain: o.retain},
-		TopicName:   m.topic, Payload: m.payload, Origin: m.from, Created: time.Now().Unix(),
+		FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: m.QoS, Retain: o.retain},
+		TopicName:   m.Topic, Payload: m.Payload, Origin: m.From, Created: time.Now().Unix(),
 	}
 }
 
 // fromPacket is the reverse, for what is published in mochi's inline client or its $SYS tree.
 func fromPacket(pk *packets.Packet, now int64) outgoing {
 	o := outgoing{retain: pk.FixedHeader.Retain, message: message{
-		topic: pk.TopicName, payload: pk.Payload, from: pk.Origin, qos: pk.FixedHeader.Qos,
+		Topic: pk.TopicName, Payload: pk.Payload, From: pk.Origin, QoS: pk.FixedHeader.Qos,
 	}}
-	o.describe(&pk.Properties, now)
+	describe(&o.message, &pk.Properties, now)
 	return o
-}
-
-// appendIDs encodes a subscription's identifiers, of which mochi keeps 0 for none.
-func appendIDs(sub *packets.Subscription) string {
-	var b []byte
-	for _, id := range sub.Identifiers {
-		if id > 0 {
-			b = link.AppendSubscriptionID(b, id) // [MQTT-3.3.4-3] [MQTT-3.3.4-4]
-		}
-	}
-	if sub.Identifiers == nil && sub.Identifier > 0 {
-		b = link.AppendSubscriptionID(b, sub.Identifier)
-	}
-	return string(b)
 }
 
 func milliseconds() int64 { return time.Now().UnixMilli() }

@@ -129,7 +129,7 @@ func TestRefusedPublish(t *testing.T) {
 		}
 	}
 	sub.ping()
-	if n := r.hook.retained.len(); n != 0 {
+	if n := r.retained(); n != 0 {
 		t.Errorf("retained: got %d, want 0", n)
 	}
 }

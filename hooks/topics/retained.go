@@ -1,200 +1,151 @@
 package topics
 
 import (
-	"strings"
-	"sync"
+	"context"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/hooks/link"
+	"github.com/mqim/mqim/store"
 )
 
-// retained holds the retained messages. mochi's own store of them is not used but for $SYS: it reads its tree without a
-// lock while wildcard subscriptions are answered, copies all of it every second to look for expired messages, and
-// misses that a/# matches a.
-type retained struct {
-	maxMessages, maxBytes int
+// retainedPage is how many retained messages are read at a time.
+const retainedPage = 64
 
-	mu    sync.RWMutex
-	root  node
-	n     int
-	bytes int
-	due   int64 // when the first of them expires, or did; 0: none does
+// scan is a subscription's retained messages on their way to a session that ends with its connection.
+type scan struct {
+	filter string
+	after  string // the topic of the last one read
+	qos    byte
+	ids    string
 }
 
-// node is one level of the topic tree.
-type node struct {
-	below map[string]*node
-	m     *message
-}
-
-// cut splits off the first level.
-func cut(topic string) (level, rest string, more bool) { return strings.Cut(topic, "/") }
-
-// delete removes what is retained for a topic.
-func (r *retained) delete(topic string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.remove(&r.root, topic)
-}
-
-// set retains m, whose payload is not empty. It returns false when there is no room.
-func (r *retained) set(m *message, now int64) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.full(m) && r.due != 0 && r.due <= now {
-		r.due = 0
-		r.sweep(&r.root, now)
-	}
-	if r.full(m) {
-		return false
-	}
-	n := &r.root
-	for topic, more := m.topic, true; more; {
-		var level string
-		level, topic, more = cut(topic)
-		next := n.below[level]
-		if next == nil {
-			if n.below == nil {
-				n.below = map[string]*node{}
-			}
-			next = &node{}
-			n.below[strings.Clone(level)] = next
-		}
-		n = next
-	}
-	r.forget(n)
-	n.m = m
-	r.note(m)
-	r.n++
-	r.bytes += m.size()
-	return true
-}
-
-// note keeps due.
-func (r *retained) note(m *message) {
-	if m.expires != 0 && (r.due == 0 || m.expires < r.due) {
-		r.due = m.expires
-	}
-}
-
-// full reports whether m does not fit, be it in the place of an older one.
-func (r *retained) full(m *message) bool {
-	n, bytes := r.n, r.bytes
-	if old := r.get(m.topic); old != nil {
-		n--
-		bytes -= old.size()
-	}
-	return n >= r.maxMessages || bytes+m.size() > r.maxBytes
-}
-
-func (r *retained) get(topic string) *message {
-	n := &r.root
-	for more := true; more; {
-		var level string
-		level, topic, more = cut(topic)
-		if n = n.below[level]; n == nil {
-			return nil
-		}
-	}
-	return n.m
-}
-
-// forget takes the message out of n.
-func (r *retained) forget(n *node) {
-	if n.m != nil {
-		r.n--
-		r.bytes -= n.m.size()
-		n.m = nil
-	}
-}
-
-func (n *node) empty() bool { return n.m == nil && len(n.below) == 0 }
-
-// remove forgets the message of a topic, and the levels that only it needed.
-func (r *retained) remove(n *node, topic string) {
-	level, rest, more := cut(topic)
-	next := n.below[level]
-	if next == nil {
+// sendRetained sends the retained messages for a new subscription [MQTT-3.8.4-4]: the first at once, the others as the
+// client takes them. It is called on the reading goroutine.
+func (x *client) sendRetained(sub *packets.Subscription) {
+	h, s := x.h, x.s
+	sc := scan{filter: sub.Filter, qos: sub.Qos, ids: appendIDs(sub)}
+	if list := h.sysMessages(sub.Filter); list != nil {
+		s.pushRetained(list, &sc)
 		return
 	}
-	if more {
-		r.remove(next, rest)
-	} else {
-		r.forget(next)
-	}
-	if next.empty() {
-		delete(n.below, level)
-	}
-}
-
-// sweep forgets what has expired.
-func (r *retained) sweep(n *node, now int64) {
-	for level, next := range n.below {
-		r.sweep(next, now)
-		if next.m != nil {
-			if next.m.expired(now) {
-				r.forget(next)
-			} else {
-				r.note(next.m)
-			}
-		}
-		if next.empty() {
-			delete(n.below, level)
+	ctx := context.Background()
+	if h.retaining.Load() > 0 {
+		if err := h.journal.Flush(ctx); err != nil { // what this client has retained before it subscribed is among them
+			h.log.Warn("retained messages may be missing", "client", s.client, "filter", sub.Filter, "error", err)
 		}
 	}
-}
-
-// matching returns the retained messages that a filter matches, in no order but that of a topic's levels.
-func (r *retained) matching(filter string, now int64) []*message {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	var list []*message
-	r.root.collect(filter, true, now, &list)
-	return list
-}
-
-func (n *node) collect(filter string, top bool, now int64, list *[]*message) {
-	level, rest, more := cut(filter)
-	switch level {
-	case "#":
-		n.all(top, now, list)
-	case "+":
-		for name, next := range n.below {
-			if !top || !strings.HasPrefix(name, "$") { // [MQTT-4.7.2-1]
-				next.enter(rest, more, now, list)
-			}
+	if !s.durable {
+		s.mu.Lock()
+		idle := len(s.scans) == 0
+		s.mu.Unlock()
+		if !idle || h.readRetained(s, &sc) {
+			s.mu.Lock()
+			s.scans = append(s.scans, sc)
+			s.load()
+			s.mu.Unlock()
 		}
-	default:
-		if next := n.below[level]; next != nil {
-			next.enter(rest, more, now, list)
+		return
+	}
+	// A durable session gets them by its queue, so that it has them, whatever happens to the connection.
+	for {
+		list, err := h.store.Retained(ctx, sc.filter, sc.after, retainedPage, milliseconds())
+		if err != nil {
+			h.log.Error("retained messages cannot be read", "client", s.client, "filter", sub.Filter, "error", err)
+			return
+		}
+		if len(list) == 0 || !h.journal.Put(newRetainedCopies(h, s.client, list, &sc)) {
+			return
+		}
+		sc.after = list[len(list)-1].Topic
+	}
+}
+
+// readRetained sends a page to a session, and reports whether there may be more.
+func (h *Hook) readRetained(s *session, sc *scan) (more bool) {
+	list, err := h.store.Retained(context.Background(), sc.filter, sc.after, retainedPage, milliseconds())
+	if err != nil {
+		h.log.Error("retained messages cannot be read", "client", s.client, "filter", sc.filter, "error", err)
+		return false
+	}
+	if len(list) == 0 {
+		return false
+	}
+	sc.after = list[len(list)-1].Topic
+	s.pushRetained(list, sc)
+	return len(list) == retainedPage
+}
+
+// loadRetained goes on with the session's first scan.
+func (s *session) loadRetained(c *link.Conn, sc scan) {
+	more := s.h.readRetained(s, &sc)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c || len(s.scans) == 0 {
+		return
+	}
+	if s.scans[0] = sc; !more {
+		s.scans = s.scans[1:]
+	}
+}
+
+// pushRetained queues retained messages, beyond the limits: there is a page of them at most, or all of $SYS.
+func (s *session) pushRetained(list []*message, sc *scan) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead || s.conn == nil {
+		return
+	}
+	for _, m := range list {
+		it := item{m: m, ids: sc.ids, qos: min(m.QoS, sc.qos), flags: retainFlag | extraFlag} // [MQTT-3.3.1-8]
+		if s.durable {                                                                        // only $SYS, which nothing is kept of
+			_, s.scratch = s.send(&item{ids: it.ids, flags: retainFlag}, m, 0, s.scratch, milliseconds())
+			continue
+		}
+		s.push(it)
+	}
+	if s.durable {
+		s.conn.Kick()
+		return
+	}
+	s.resume()
+}
+
+// retainedCopies puts retained messages into a durable session's queue.
+type retainedCopies struct {
+	h    *Hook
+	size int
+	list []*store.Publish
+}
+
+func newRetainedCopies(h *Hook, client string, list []*message, sc *scan) *retainedCopies {
+	c := &retainedCopies{h: h}
+	for _, m := range list {
+		c.size += size(m)
+		c.list = append(c.list, &store.Publish{Publication: m, Unlimited: true, Queues: []store.QueueRef{
+			{Client: client, QoS: sc.qos, Options: queueOptions(true, sc.ids)},
+		}})
+	}
+	return c
+}
+
+func (c *retainedCopies) Add(b *store.Batch) { b.Publishes = append(b.Publishes, c.list...) }
+func (c *retainedCopies) Size() int          { return c.size }
+func (c *retainedCopies) Must() bool         { return true }
+func (c *retainedCopies) Lazy() bool         { return false }
+func (c *retainedCopies) Done(err error) {
+	if err != nil {
+		c.h.log.Error("retained messages could not be queued", "client", c.list[0].Queues[0].Client, "error", err)
+		return
+	}
+	sent := 0
+	for _, p := range c.list {
+		ref := &p.Queues[0]
+		if s := c.h.live(ref.Client); s != nil && ref.Seq > 0 && s.committed(ref, p.Publication, &c.h.doneKicks) == delivered {
+			sent++
 		}
 	}
-}
-
-// enter goes on with what is left of a filter below the level of n.
-func (n *node) enter(rest string, more bool, now int64, list *[]*message) {
-	if more {
-		n.collect(rest, false, now, list)
-	} else {
-		n.add(now, list)
+	if sent > 0 {
+		c.h.metrics.TopicDelivered(sent)
 	}
-}
-
-func (n *node) add(now int64, list *[]*message) {
-	if n.m != nil && !n.m.expired(now) {
-		*list = append(*list, n.m)
-	}
-}
-
-// all collects n itself, since a/# matches a, and everything below.
-func (n *node) all(top bool, now int64, list *[]*message) {
-	n.add(now, list)
-	for name, next := range n.below {
-		if !top || !strings.HasPrefix(name, "$") {
-			next.all(false, now, list)
-		}
-	}
-}
-
-func (r *retained) len() int {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return r.n
 }

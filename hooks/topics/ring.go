@@ -14,6 +14,7 @@ const (
 	extraFlag          // a retained message for a new subscription, not counted against the queue's limits
 	dupFlag            // sent on an earlier connection
 	receivedFlag       // QoS 2: PUBREC came
+	reservedFlag       // QoS 2: its packet id is about to be stored
 )
 
 func (it *item) is(flag uint8) bool { return it.flags&flag != 0 }
@@ -58,16 +59,5 @@ func (r *ring) finish(token uint64) {
 	}
 	if r.n == 0 && len(r.items) > keepRing {
 		r.items = nil
-	}
-}
-
-// rebuild keeps the items that want, in order and all of them waiting, under tokens that were never used.
-func (r *ring) rebuild(want func(*item) bool) {
-	old := *r
-	*r = ring{base: old.end(), next: old.end()}
-	for t := old.base; t < old.end(); t++ {
-		if it := old.at(t); it.m != nil && want(it) {
-			r.push(*it)
-		}
 	}
 }

@@ -2,36 +2,47 @@ package topics
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/mqim/mqim/hooks/link"
+	"github.com/mqim/mqim/store"
 )
 
-// session is what a client's subscriptions have brought and it does not have yet: what waits for room on the connection,
-// or for a connection, and in a persistent session what was sent and not acknowledged. Whoever publishes appends to it
-// and never waits; the bounds are QueueMessages and QueueBytes, once for what waits and once for what is on its way.
+// session is what a connected client's subscriptions have brought and it does not have yet: what waits for room on the
+// connection, and in a durable session what was sent and is not acknowledged. Whoever publishes appends to it and never
+// waits. A session that ends with its connection holds up to QueueMessages and QueueBytes; of a durable one it is
+// but a window on the queue in the store, and it is gone when the connection ends.
 //
 // It is the link.Owner of what it sends. Its mu is taken before the locks of link.Conn, which calls it with none held.
 type session struct {
-	h      *Hook
-	link   *link.Session // that it hangs on
-	client string
+	h       *Hook
+	client  string
+	durable bool          // its queue is in the store, and a token of q is a seq there
+	acked   atomic.Uint64 // durable: every seq up to it is acknowledged
 
-	mu         sync.Mutex
-	conn       *link.Conn // nil: offline
-	v5         bool
-	persistent bool
-	dead       bool // the session is over; routes may still point here
-	q          ring
-	waiting    int    // bytes of what waits, and
-	flying     int    // of what was sent and is not acknowledged, in a persistent session
-	extra      int    // messages that wait and do not count, being retained ones for a new subscription
-	earliest   int64  // when the first of what waits expires; 0: nothing does
-	stamp      uint64 // of the kicks that have the connection already
-	scratch    []byte
-	will       *delayed
+	mu       sync.Mutex
+	conn     *link.Conn // nil: not yet, or not any more
+	v5       bool
+	dead     bool // the session is over, or the store alone has it; routes may still point here
+	q        ring
+	waiting  int    // bytes of what waits, and
+	flying   int    // of what was sent and is not acknowledged, in a durable session
+	extra    int    // messages that wait and do not count, being retained ones for a new subscription
+	earliest int64  // when the first of what waits expires; 0: nothing does
+	stamp    uint64 // of the kicks that have the connection already
+	scratch  []byte
+	scans    []scan // retained messages that are to be sent, but are not read yet
+	loading  bool   // a goroutine reads what is to come into q
+
+	// Of a durable session.
+	head    uint64                    // the highest seq that the store is known to have
+	sent    map[uint64]store.Outbound // by seq: what earlier connections have sent
+	suspect uint64                    // up to this seq a connection that a crash has ended may have sent
+	unsaved bool                      // acked is to be stored, and about to be
 }
 
 var _ link.Owner = (*session)(nil)
+var _ link.Releaser = (*session)(nil)
 
 // outcome is what became of a message for a session.
 type outcome uint8
@@ -53,35 +64,41 @@ const (
 	ready             // and room
 )
 
-func (s *session) fit(qos byte) fitness {
+func (s *session) fit() fitness {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.dead:
+	case s.dead && !s.durable:
 		return none
 	case s.conn == nil:
 		return any_
-	case s.q.waiting() > 0:
+	case s.q.waiting() > 0 || s.durable && s.head >= s.q.end():
 		return connected
 	}
 	return ready
 }
 
-// offer takes a message that was published.
+// crowded reports whether there is no room for a message.
+func (s *session) crowded(m *message) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn != nil && s.full(m) != ""
+}
+
+// offer takes a message that is not in the store: of QoS 0, or for a session that ends with its connection.
 func (s *session) offer(o *outgoing, t *target, k *kicks, now int64) outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dead {
+	if s.dead || s.conn == nil {
 		return gone
 	}
-	qos := min(o.qos, t.qos)
+	qos := min(o.QoS, t.qos)
 	var flags uint8
 	if o.retain && t.retain {
 		flags = retainFlag // [MQTT-3.3.1-13]; without Retain As Published it is 0 [MQTT-3.3.1-12]
 	}
-	idle := s.conn != nil && s.q.waiting() == 0
-	if qos == 0 && s.conn != nil || idle && !s.persistent {
-		// Nothing is to be remembered: straight from the publisher's buffer to the subscriber's.
+	if qos == 0 || s.q.waiting() == 0 && len(s.scans) == 0 {
+		// Straight from the publisher's buffer to the subscriber's.
 		var result sending
 		result, o.extra = s.send(&item{ids: t.ids, qos: qos, flags: flags}, &o.message, 0, o.extra, now)
 		switch {
@@ -94,47 +111,63 @@ func (s *session) offer(o *outgoing, t *target, k *kicks, now int64) outcome {
 			s.h.drop(dropNoRoom, s.client)
 			return dropped
 		}
-		idle = false
 	}
-	switch {
-	case s.conn == nil && !s.persistent:
-		return gone
-	case qos == 0:
-		s.h.drop(dropOffline, s.client)
-		return dropped
-	case !s.room(&o.message):
+	s.makeRoom(&o.message)
+	if s.full(&o.message) != "" {
+		s.h.drop(dropMessages, s.client)
 		return dropped
 	}
 	s.push(item{m: o.keep(), ids: t.ids, qos: qos, flags: flags})
-	if idle && s.pump() > 0 {
-		s.touch(k)
-		return delivered
-	}
 	return queued
 }
 
-// room reports whether one more may wait, and counts it as dropped if not.
-func (s *session) room(m *message) bool {
-	full := func() string {
-		switch {
-		case s.q.waiting()-s.extra >= s.h.opt.QueueMessages:
-			return dropMessages
-		case s.waiting+m.size() > s.h.opt.QueueBytes && s.waiting > 0:
-			return dropBytes
-		}
+// full says for what reason no more may wait.
+func (s *session) full(m *message) string {
+	switch {
+	case s.durable:
 		return ""
+	case s.q.waiting()-s.extra >= s.h.opt.QueueMessages:
+		return dropMessages
+	case s.waiting+size(m) > s.h.opt.QueueBytes && s.waiting > 0:
+		return dropBytes
 	}
-	reason := full()
+	return ""
+}
+
+// makeRoom drops what has expired, and then the oldest, until a message fits.
+func (s *session) makeRoom(m *message) {
+	reason := s.full(m)
 	if reason == "" {
-		return true
+		return
 	}
 	if now := milliseconds(); s.earliest != 0 && s.earliest <= now {
 		s.purge(now)
-		if reason = full(); reason == "" {
-			return true
-		}
 	}
-	s.h.drop(reason, s.client)
+	if reason = s.full(m); s.h.opt.RefuseWhenFull {
+		return // whoever published was told that there is room, and somebody else has taken it
+	}
+	for reason != "" && s.dropOldest(reason) {
+		reason = s.full(m)
+	}
+}
+
+// dropOldest drops the first that waits and counts.
+func (s *session) dropOldest(reason string) bool {
+	first := s.q.next
+	for t := first; t < s.q.end(); t++ {
+		it := s.q.at(t)
+		if it.is(extraFlag) {
+			continue
+		}
+		s.leave(it)
+		for ; t > first; t-- {
+			*s.q.at(t) = *s.q.at(t - 1)
+		}
+		s.q.next++
+		s.q.finish(first)
+		s.h.drop(reason, s.client)
+		return true
+	}
 	return false
 }
 
@@ -143,9 +176,9 @@ func (s *session) push(it item) {
 	if it.is(extraFlag) {
 		s.extra++
 	} else {
-		s.waiting += it.m.size()
+		s.waiting += size(it.m)
 	}
-	if e := it.m.expires; e != 0 && (s.earliest == 0 || e < s.earliest) {
+	if e := it.m.Expires; e != 0 && (s.earliest == 0 || e < s.earliest) {
 		s.earliest = e
 	}
 }
@@ -155,7 +188,7 @@ func (s *session) leave(it *item) {
 	if it.is(extraFlag) {
 		s.extra--
 	} else {
-		s.waiting -= it.m.size()
+		s.waiting -= size(it.m)
 	}
 }
 
@@ -164,14 +197,14 @@ func (s *session) purge(now int64) {
 	s.earliest = 0
 	for t := s.q.next; t < s.q.end(); t++ {
 		it := s.q.at(t)
-		if it.m == nil || it.is(dupFlag) {
+		if it.m == nil {
 			continue
 		}
-		if it.m.expired(now) {
+		if expired(it.m, now) {
 			s.leave(it)
 			*it = item{}
 			s.h.drop(dropExpired, s.client)
-		} else if e := it.m.expires; e != 0 && (s.earliest == 0 || e < s.earliest) {
+		} else if e := it.m.Expires; e != 0 && (s.earliest == 0 || e < s.earliest) {
 			s.earliest = e
 		}
 	}
@@ -204,17 +237,17 @@ const (
 func (s *session) send(it *item, m *message, token uint64, scratch []byte, now int64) (sending, []byte) {
 	c := s.conn
 	p := link.Publication{
-		Topic: m.topic, Payload: m.payload, QoS: it.qos, ID: it.id, Retain: it.is(retainFlag), Dup: it.is(dupFlag) && it.qos > 0,
+		Topic: m.Topic, Payload: m.Payload, QoS: it.qos, ID: it.id, Retain: it.is(retainFlag), Dup: it.is(dupFlag) && it.qos > 0,
 		Owner: s, Token: token,
 	}
 	if it.qos == 0 && it.m == nil {
 		p.Owner = nil // it does not wait for room
 	}
 	if s.v5 {
-		if m.expires != 0 && now == 0 {
+		if m.Expires != 0 && now == 0 {
 			now = milliseconds()
 		}
-		p.Props, scratch = m.properties(scratch, it.ids, now)
+		p.Props, scratch = properties(m, scratch, it.ids, now)
 	}
 	if limit := c.Client.Properties.Props.MaximumPacketSize; limit > 0 && p.Size(s.v5) > int(limit) {
 		s.h.drop(dropTooLarge, s.client) // as if it had been sent [MQTT-3.1.2-25]
@@ -237,23 +270,34 @@ func (s *session) pump() (sent int) {
 	for s.q.next < s.q.end() {
 		token := s.q.next
 		it := s.q.at(token)
+		if it.m == nil { // a place that the store has nothing for any more
+			s.done(token, nil)
+			continue
+		}
 		if it.is(receivedFlag) {
 			s.rerelease(it, token)
 			continue
 		}
-		if s.persistent && it.qos > 0 && s.flying > s.h.opt.QueueBytes {
+		if s.durable && it.qos > 0 && s.flying > s.h.opt.QueueBytes {
 			break // Acked goes on
 		}
-		if it.m.expires != 0 && now == 0 {
+		if it.m.Expires != 0 && now == 0 {
 			now = milliseconds()
 		}
-		if !it.is(dupFlag) && it.m.expired(now) {
+		if !(it.is(dupFlag) && it.id != 0) && expired(it.m, now) {
 			s.done(token, it)
 			s.h.drop(dropExpired, s.client)
 			continue
 		}
+		if s.durable && it.qos == 2 && it.id == 0 {
+			s.reserve()
+			break // it goes on when the packet ids are stored
+		}
+		if it.is(reservedFlag) {
+			break
+		}
 		acked := token // Acked is to hear of it
-		if !s.persistent {
+		if !s.durable {
 			acked = 0
 		}
 		var res sending
@@ -269,32 +313,32 @@ func (s *session) pump() (sent int) {
 			continue
 		}
 		s.leave(it)
-		s.flying += it.m.size()
+		s.flying += size(it.m)
 		s.q.next++
 	}
 	if s.q.waiting() == 0 {
 		s.earliest = 0
 		s.scratch = trim(s.scratch)
 	}
+	s.load()
 	return sent
 }
 
 // done finishes the first that waits.
 func (s *session) done(token uint64, it *item) {
-	s.leave(it)
+	if it != nil {
+		s.leave(it)
+	}
 	s.q.next++
-	s.q.finish(token)
+	s.finish(token)
 }
 
-// rerelease goes on with a QoS 2 message that the client has, and has not been sent PUBREL for.
-func (s *session) rerelease(it *item, token uint64) {
-	if !s.conn.Rerelease(it.id, s, token) {
-		s.done(token, it)
-		return
+// finish marks an item as done with.
+func (s *session) finish(token uint64) {
+	s.q.finish(token)
+	if s.durable {
+		s.passed()
 	}
-	s.leave(it)
-	s.flying += it.m.size()
-	s.q.next++
 }
 
 // Acked implements link.Owner. Token 0 is a message that nobody waits to hear of.
@@ -304,15 +348,15 @@ func (s *session) Acked(token uint64, _ byte) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if token < s.q.base || token >= s.q.next {
+	if s.dead || token < s.q.base || token >= s.q.next {
 		return // of a connection that has ended
 	}
 	it := s.q.at(token)
 	if it.m == nil {
 		return
 	}
-	s.flying -= it.m.size()
-	s.q.finish(token)
+	s.flying -= size(it.m)
+	s.finish(token)
 	s.resume()
 }
 
@@ -325,7 +369,11 @@ func (s *session) Room() {
 
 // resume pumps and kicks.
 func (s *session) resume() {
-	if s.conn == nil || s.q.waiting() == 0 {
+	if s.conn == nil {
+		return
+	}
+	if s.q.waiting() == 0 {
+		s.load()
 		return
 	}
 	if n := s.pump(); n > 0 {
@@ -334,120 +382,32 @@ func (s *session) resume() {
 	}
 }
 
-// sendRetained queues the retained messages for a new subscription [MQTT-3.8.4-4]. They may exceed the queue's limits by
-// as many as there are retained messages at all: they are shared, and a subscription to many is to get them.
-func (s *session) sendRetained(list []*message, qos byte, ids string, limit int) {
+// attach begins delivery on a connection: what was not acknowledged first, in order [MQTT-4.4.0-1].
+func (s *session) attach(c *link.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.dead {
 		return
 	}
-	extra := s.extra+len(list) <= max(limit, s.h.opt.QueueMessages)
-	for _, m := range list {
-		it := item{m: m, ids: ids, qos: min(m.qos, qos), flags: retainFlag} // [MQTT-3.3.1-8]
-		if extra {
-			it.flags |= extraFlag
-		} else if !s.room(m) {
-			continue
-		}
-		s.push(it)
-	}
-	s.resume()
-}
-
-// reserve keeps the packet ids of what will be sent again, before anything else is sent on the new connection.
-func (s *session) reserve(c *link.Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.detach() // what is left of a connection that did not end in time
-	for t := s.q.base; t < s.q.end(); t++ {
-		if it := s.q.at(t); it.m != nil && it.id != 0 {
-			c.Keep(it.id)
-		}
-	}
-}
-
-// attach goes on with the session on a new connection: what was not acknowledged first, in order [MQTT-4.4.0-1].
-func (s *session) attach(c *link.Conn, persistent bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.detach()
-	s.conn, s.v5, s.persistent, s.stamp = c, c.V5, persistent, 0
-	if s.will != nil {
-		s.will.cancel() // [MQTT-3.1.3-9]
-		s.will = nil
-	}
+	s.conn, s.v5, s.stamp = c, c.V5, 0
 	s.resume()
 	c.Kick()
 }
 
-// release takes the session off c, if it is on it.
-func (s *session) release(c *link.Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn == c {
-		s.detach()
-	}
-}
-
-// detach is called with mu held. What was not acknowledged waits again, before everything else.
-func (s *session) detach() {
-	c := s.conn
-	if c == nil {
-		return
-	}
-	s.conn = nil
-	for _, f := range c.Flights(s) {
-		if f.Token < s.q.base || f.Token >= s.q.next {
-			continue
-		}
-		it := s.q.at(f.Token)
-		if it.m == nil {
-			continue
-		}
-		it.id = f.ID
-		it.flags |= dupFlag
-		if f.Received {
-			it.flags |= receivedFlag
-		}
-	}
-	lost := 0
-	s.q.rebuild(func(it *item) bool {
-		if s.persistent && it.qos > 0 {
-			return true
-		}
-		lost++
-		return false
-	})
-	s.h.dropN(dropEnded, s.client, lost)
-	s.waiting, s.flying, s.extra, s.earliest = 0, 0, 0, 0
-	for t := s.q.base; t < s.q.end(); t++ {
-		it := s.q.at(t)
-		if it.is(extraFlag) {
-			s.extra++
-		} else {
-			s.waiting += it.m.size()
-		}
-		if e := it.m.expires; e != 0 && !it.is(dupFlag) && (s.earliest == 0 || e < s.earliest) {
-			s.earliest = e
-		}
-	}
-	s.scratch = nil
-}
-
-// end is the end of the session. The caller has taken it out of the hook's map.
+// end lets go of the connection, and of what was for it: a durable session's queue is in the store.
 func (s *session) end() {
 	s.mu.Lock()
-	s.dead, s.conn = true, nil
-	n := s.q.n
-	s.q = ring{}
-	w := s.will
-	s.will = nil
-	s.mu.Unlock()
-	s.h.dropN(dropEnded, s.client, n)
-	if w != nil {
-		w.fire() // [MQTT-3.1.3.2.2]: the delay ends with the session
+	c := s.conn
+	lost := 0
+	if c != nil && s.durable {
+		s.leaveQueue(c)
+	} else {
+		lost = s.q.n
 	}
+	s.dead, s.conn = true, nil
+	s.q, s.scans, s.sent, s.scratch = ring{}, nil, nil, nil
+	s.mu.Unlock()
+	s.h.dropN(dropEnded, s.client, lost)
 }
 
 // kicks collects connections that something was written to, so that each is kicked once.
@@ -465,6 +425,14 @@ func (s *session) touch(k *kicks) {
 	}
 	s.stamp = k.stamp
 	k.conns = append(k.conns, s.conn)
+}
+
+// publisher has the connection of a publisher kicked later.
+func (k *kicks) publisher(x *client) {
+	if x.stamp != k.stamp {
+		x.stamp = k.stamp
+		k.conns = append(k.conns, x.c)
+	}
 }
 
 // full reports whether it is time to flush, whatever else is to come.

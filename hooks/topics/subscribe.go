@@ -1,11 +1,14 @@
 package topics
 
 import (
+	"context"
 	"strings"
 	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/store"
 )
 
 // request is a filter whose retained messages are to be sent after SUBACK.
@@ -41,13 +44,33 @@ func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	return pk
 }
 
-// OnSubscribed is called when the trie has changed and SUBACK is about to be written.
+// OnSubscribed is called when the trie has changed and SUBACK is about to be written, with codes, which may still be
+// changed: what cannot be stored for a durable session is not granted.
 func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
-	h.routes.changed()
 	x := clientOf(cl)
-	if x == nil {
+	if x == nil || x.s == nil {
+		h.routes.changed()
 		return
 	}
+	var keep []store.Subscription
+	for i := range pk.Filters {
+		if i < len(codes) && codes[i] < packets.ErrUnspecifiedError.Code {
+			keep = append(keep, encodeSubscription(cl.ID, &pk.Filters[i]))
+		}
+	}
+	if err := x.c.Remember(keep, false); err != nil {
+		h.log.Warn("a subscription cannot be stored", "client", cl.ID, "error", err)
+		for i := range pk.Filters {
+			if i >= len(codes) || codes[i] >= packets.ErrUnspecifiedError.Code {
+				continue
+			}
+			h.unsubscribe(cl, pk.Filters[i].Filter)
+			if codes[i] = packets.ErrUnspecifiedError.Code; x.c.V5 {
+				codes[i] = packets.ErrImplementationSpecificError.Code
+			}
+		}
+	}
+	h.routes.changed()
 	for i := range x.asked {
 		for j, f := range pk.Filters {
 			if j < len(codes) && f.Filter == x.asked[i].sub.Filter {
@@ -57,8 +80,35 @@ func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 	}
 }
 
+// OnUnsubscribe removes what is stored, before UNSUBACK says so.
+func (h *Hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	x := clientOf(cl)
+	if x == nil || x.s == nil {
+		return pk
+	}
+	var gone []store.Subscription
+	for _, f := range pk.Filters {
+		gone = append(gone, store.Subscription{Client: cl.ID, Filter: f.Filter})
+	}
+	if err := x.c.Remember(gone, true); err != nil {
+		h.log.Warn("a subscription cannot be removed", "client", cl.ID, "error", err)
+		x.c.Disconnect(packets.ErrServerUnavailable) // it is the client's to ask again
+	}
+	return pk
+}
+
 // OnUnsubscribed is called when the trie has changed.
 func (h *Hook) OnUnsubscribed(*mqtt.Client, packets.Packet) { h.routes.changed() }
+
+// unsubscribe takes a subscription out of mochi's trie.
+func (h *Hook) unsubscribe(cl *mqtt.Client, filter string) bool {
+	if !h.server.Topics.Unsubscribe(filter, cl.ID) {
+		return false
+	}
+	cl.State.Subscriptions.Delete(filter)
+	atomic.AddInt64(&h.server.Info.Subscriptions, -1)
+	return true
+}
 
 // Recheck ends the subscriptions that Options.Allow allows no more, and returns their number. It is to be called when
 // the rules have changed: deliveries are not checked one by one. The client is not told; MQTT has no packet for that.
@@ -66,22 +116,78 @@ func (h *Hook) Recheck() (ended int) {
 	if h.opt.Allow == nil {
 		return 0
 	}
-	for id, cl := range h.server.Clients.GetAll() {
+	for _, cl := range h.server.Clients.GetAll() {
 		if cl.Net.Inline {
 			continue
 		}
+		var gone []store.Subscription
 		for filter := range cl.State.Subscriptions.GetAll() {
-			if !h.opt.Allow(cl, filter, false) && h.server.Topics.Unsubscribe(filter, id) {
-				cl.State.Subscriptions.Delete(filter)
-				atomic.AddInt64(&h.server.Info.Subscriptions, -1)
+			if !h.opt.Allow(cl, filter, false) && h.unsubscribe(cl, filter) {
+				gone = append(gone, store.Subscription{Client: cl.ID, Filter: filter})
 				ended++
 			}
 		}
+		h.forget(cl, gone)
 	}
+	ended += h.recheckStored()
 	if ended > 0 {
 		h.routes.changed()
 	}
 	return ended
+}
+
+const sessionsPage = 256
+
+// recheckStored is Recheck for the sessions of clients that are away.
+func (h *Hook) recheckStored() (ended int) {
+	ctx := context.Background()
+	after := ""
+	for {
+		list, err := h.store.Sessions(ctx, after, sessionsPage)
+		if err != nil {
+			h.log.Error("sessions cannot be checked against the rules", "error", err)
+		}
+		if len(list) == 0 {
+			return ended
+		}
+		var gone []store.Subscription
+		for i := range list {
+			after = list[i].Client
+			if h.live(after) == nil {
+				gone = append(gone, h.denied(&list[i])...)
+			}
+		}
+		if len(gone) > 0 {
+			ended += len(gone)
+			h.journal.Later(func(b *store.Batch) { b.Unsubscribes = append(b.Unsubscribes, gone...) })
+			_ = h.journal.Flush(ctx)
+		}
+	}
+}
+
+// denied lists the subscriptions of a session that are not allowed any more.
+func (h *Hook) denied(rec *store.Session) (gone []store.Subscription) {
+	subs, err := h.store.Subscriptions(context.Background(), rec.Client)
+	if err != nil {
+		h.log.Error("a session cannot be checked against the rules", "client", rec.Client, "error", err)
+	}
+	cl := h.server.NewClient(nil, "", rec.Client, false)
+	cl.Properties.Username = []byte(rec.User)
+	for i := range subs {
+		if !subs[i].Hidden() && !h.opt.Allow(cl, subs[i].Filter, false) {
+			gone = append(gone, subs[i])
+		}
+	}
+	return gone
+}
+
+// forget removes stored subscriptions.
+func (h *Hook) forget(cl *mqtt.Client, gone []store.Subscription) {
+	if x := clientOf(cl); x != nil {
+		if err := x.c.Remember(gone, true); err != nil {
+			h.log.Error("subscriptions that are not allowed any more cannot be removed", "client", cl.ID, "error", err)
+		}
+	}
 }
 
 // OnPacketProcessed sends retained messages when SUBACK is on its way.
@@ -95,20 +201,20 @@ func (h *Hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 	}
 	for _, r := range x.asked {
 		if r.granted {
-			x.s.sendRetained(h.matching(r.sub.Filter), r.sub.Qos, appendIDs(&r.sub), h.retained.len())
+			x.sendRetained(&r.sub)
 		}
 	}
 	clear(x.asked)
 	x.asked = x.asked[:0]
 }
 
-// matching returns the retained messages for a filter. Those under $SYS are mochi's.
-func (h *Hook) matching(filter string) []*message {
-	now := milliseconds()
+// sysMessages are the retained messages for a filter under $SYS, which are mochi's.
+func (h *Hook) sysMessages(filter string) []*message {
 	if !strings.HasPrefix(filter, mqtt.SysPrefix+"/") {
-		return h.retained.matching(filter, now)
+		return nil
 	}
 	var list []*message
+	now := milliseconds()
 	for _, pk := range h.server.Topics.Messages(filter) {
 		o := fromPacket(&pk, now)
 		list = append(list, o.keep())

@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"time"
@@ -9,16 +10,11 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	imhook "github.com/mqim/mqim/hooks/im"
+	"github.com/mqim/mqim/store"
 )
 
-// will is what a client leaves behind if it goes without saying goodbye.
-type will struct {
-	cl     *mqtt.Client // who it is for: the rules are asked again when it is due
-	m      message
-	expiry int64 // milliseconds from its publication; 0: none
-	retain bool
-	delay  time.Duration
-}
+// A will is in the store from CONNECT on, until the client says goodbye or it is published: a crash of the server is an
+// end without goodbye, too.
 
 var errWill = errors.New("connection refused: the will may not be published")
 
@@ -39,63 +35,96 @@ func (x *client) takeWill(pk *packets.Packet) error {
 		imhook.Refuse(cl, no.code, packets.Err3NotAuthorized.Code, "the will may not be published to this topic")
 		return errWill
 	}
-	x.will = &will{
-		cl: cl, retain: w.Retain,
-		m: message{topic: w.TopicName, payload: w.Payload, from: cl.ID, qos: w.Qos},
-	}
+	x.will = &store.Will{Client: cl.ID, User: x.c.User, Retain: w.Retain, Publication: message{
+		Topic: w.TopicName, Payload: w.Payload, From: cl.ID, QoS: w.Qos,
+	}}
 	if x.c.V5 {
 		p := &pk.Connect.WillProperties
-		x.will.delay = time.Duration(p.WillDelayInterval) * time.Second
-		x.will.m.describe(p, 0)
-		x.will.expiry, x.will.m.expires = x.will.m.expires, 0
+		x.will.Delay, x.will.Expiry = p.WillDelayInterval, p.MessageExpiryInterval
+		describe(&x.will.Publication, p, 0)
+		x.will.Expires = 0
 	}
 	*w = mqtt.Will{}
 	return nil
 }
 
-// publish publishes the will.
-func (h *Hook) publishWill(w *will) {
-	if no := h.judge(w.cl, w.m.topic); no.reason != "" {
-		h.drop(dropWill, w.cl.ID)
+// keepWill has the will stored before CONNACK, and what an earlier connection has left given up [MQTT-3.1.3-9]: or, where
+// the session that it was of is over, published.
+func (x *client) keepWill(present bool) error {
+	h := x.h
+	h.mu.Lock()
+	old := h.wills[x.c.Client.ID]
+	h.mu.Unlock()
+	if old != nil && present {
+		old.take(false)
+	} else if old != nil {
+		old.fire()
+	}
+	switch {
+	case x.will != nil:
+		return h.journal.Do(context.Background(), func(b *store.Batch) { b.Wills = append(b.Wills, *x.will) })
+	case old != nil && present || !h.restored.Load(): // one that has not been found yet
+		h.removeWill(x.c.Client.ID)
+	}
+	return nil
+}
+
+func (h *Hook) removeWill(client string) {
+	h.journal.Later(func(b *store.Batch) { b.Wills = append(b.Wills, store.Will{Client: client, Remove: true}) })
+}
+
+// leaveWill is what becomes of the will when the connection has ended without goodbye.
+func (h *Hook) leaveWill(w *store.Will, delay time.Duration) {
+	if delay <= 0 {
+		h.publishWill(w, false)
 		return
 	}
-	o := outgoing{message: w.m, retain: w.retain}
-	if w.expiry != 0 {
-		o.expires = milliseconds() + w.expiry
+	w.Due = time.Now().Add(delay).UnixMilli()
+	h.await(w)
+}
+
+// publishWill publishes a will, and forgets it with that. late says that the client may have another one by now.
+func (h *Hook) publishWill(w *store.Will, late bool) {
+	cl := h.server.NewClient(nil, "", w.Client, false) // for the rules, which are asked again
+	cl.Properties.Username = []byte(w.User)
+	if no := h.judge(cl, w.Topic); no.reason != "" {
+		h.drop(dropWill, w.Client)
+		h.removeWill(w.Client)
+		return
 	}
-	m := o.message
+	m := w.Publication
+	o := outgoing{message: m, retain: w.Retain}
+	if w.Expiry != 0 {
+		o.Expires = milliseconds() + int64(w.Expiry)*1000
+		m.Expires = o.Expires
+	}
 	o.kept = &m // nothing reuses its payload
-	h.send(&o)
+	h.send(&delivery{h: h, o: o, will: w, late: late})
 }
 
 // delayed is a will that waits for its delay. Whoever takes it out of Hook.wills publishes it, or gives it up.
 type delayed struct {
 	h     *Hook
-	w     *will
+	w     *store.Will
 	timer *time.Timer
 }
 
-// leaveWill publishes the will after a delay, unless the session is resumed before.
-func (s *session) leaveWill(w *will, delay time.Duration) {
-	h := s.h
-	if delay <= 0 {
-		h.publishWill(w)
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn != nil || s.dead {
-		return // resumed already
-	}
-	d := &delayed{h: h, w: w}
+// await publishes a will when it is due, after having that stored.
+func (h *Hook) await(w *store.Will) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.awaitLocked(w)
+}
+
+// awaitLocked stores under the lock, so that what the client's next connection stores comes after it.
+func (h *Hook) awaitLocked(w *store.Will) {
+	h.journal.Later(func(b *store.Batch) { b.Wills = append(b.Wills, *w) })
 	if h.stopped {
-		return
+		return // it is found at the next start
 	}
-	s.will = d
-	h.wills[d] = true
-	d.timer = time.AfterFunc(delay, d.fire)
+	d := &delayed{h: h, w: w}
+	h.wills[w.Client] = d
+	d.timer = time.AfterFunc(time.Until(time.UnixMilli(w.Due)), d.fire)
 }
 
 // take reports whether the will is still to be decided on, and decides.
@@ -103,13 +132,13 @@ func (d *delayed) take(publish bool) bool {
 	h := d.h
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.wills[d] {
+	if h.wills[d.w.Client] != d {
 		return false
 	}
-	delete(h.wills, d)
+	delete(h.wills, d.w.Client)
 	d.timer.Stop()
 	if publish {
-		h.firing.Add(1)
+		h.running.Add(1)
 	}
 	return true
 }
@@ -117,10 +146,50 @@ func (d *delayed) take(publish bool) bool {
 // fire publishes the will.
 func (d *delayed) fire() {
 	if d.take(true) {
-		defer d.h.firing.Done()
-		d.h.publishWill(d.w)
+		defer d.h.running.Done()
+		d.h.publishWill(d.w, true)
 	}
 }
 
-// cancel gives it up.
-func (d *delayed) cancel() { d.take(false) }
+const willsPage = 256
+
+// restoreWills finds the wills that an earlier run of the server has left: of clients that were connected when it
+// ended, and those that wait. It runs beside everything else.
+func (h *Hook) restoreWills() {
+	defer h.restored.Store(true)
+	after := ""
+	for {
+		list, err := h.store.Wills(context.Background(), after, willsPage)
+		if err != nil {
+			h.log.Error("wills cannot be read", "error", err)
+			return
+		}
+		if len(list) == 0 {
+			return
+		}
+		for i := range list {
+			w := &list[i]
+			after = w.Client
+			h.restoreWill(w)
+		}
+	}
+}
+
+func (h *Hook) restoreWill(w *store.Will) {
+	if w.Due == 0 {
+		delay := time.Duration(w.Delay) * time.Second
+		rec, err := h.store.Session(context.Background(), w.Client)
+		switch {
+		case err != nil:
+			delay = 0 // it ended with the connection
+		case rec.Ends() != 0:
+			delay = min(delay, time.Until(time.UnixMilli(rec.Ends())))
+		}
+		w.Due = time.Now().Add(delay).UnixMilli()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.opt.Registry.Taken(w.Client) { // else the client is back, and has replaced it or is about to
+		h.awaitLocked(w)
+	}
+}

@@ -140,8 +140,8 @@ func TestWillDelay(t *testing.T) {
 	}
 }
 
-// A will that waits does not outlive the server.
-func TestStopGivesUpWills(t *testing.T) {
+// A will that waits is not published when the server stops: it waits on at the next start.
+func TestWillsWaitOverStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, setup{pipes: true})
 		_ = r.connect("p", expiry(100), testament("w", "x", 1, true, 50)).conn.Close()
@@ -150,8 +150,11 @@ func TestStopGivesUpWills(t *testing.T) {
 			t.Error(err)
 		}
 		time.Sleep(time.Minute)
-		if n := r.hook.retained.len(); n != 0 {
+		if n := r.retained(); n != 0 {
 			t.Errorf("retained: got %d, want 0", n)
+		}
+		if list, err := r.store.Wills(t.Context(), "", 10); err != nil || len(list) != 1 || list[0].Due == 0 {
+			t.Errorf("wills: got %+v, %v, want the one that waits", list, err)
 		}
 	})
 }
@@ -212,13 +215,17 @@ func TestExpiredSessionLeavesNothing(t *testing.T) {
 		if n := len(subs.Subscriptions) + len(subs.Shared); n != 0 {
 			t.Errorf("subscriptions left: got %d, want 0", n)
 		}
-		r.hook.mu.RLock()
-		if s := r.hook.sessions["sub"]; s != nil {
-			t.Error("the session is still there")
+		if subs, err := r.store.Subscriptions(t.Context(), "sub"); err == nil && len(subs) != 2 {
+			t.Errorf("before maintenance: got %d subscriptions, want 2", len(subs))
 		}
-		r.hook.mu.RUnlock()
-		if got := r.counts.drops(dropEnded); got != 2 {
-			t.Errorf("dropped with the session: got %d, want 2", got)
+		if _, err := r.store.Maintain(t.Context(), time.Now()); err != nil {
+			t.Error(err)
+		}
+		if subs, err := r.store.Subscriptions(t.Context(), "sub"); err != nil || len(subs) > 0 {
+			t.Errorf("got %v, %v, want no subscriptions", subs, err)
+		}
+		if got := r.store.Metrics().QueuedLost; got != 2 {
+			t.Errorf("lost with the session: got %d, want 2", got)
 		}
 		if sub = r.connect("sub", expiry(10)); sub.present {
 			t.Error("session present: got true, want false")

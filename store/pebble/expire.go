@@ -47,9 +47,9 @@ func (s *Store) scan(table byte, pos []byte, want func(key, value []byte) bool) 
 // crash has left connected.
 func (s *Store) endTopicSessions(pos []byte, now int64) (next []byte, err error) {
 	keys, next, err := s.scan(tabSession, pos, func(key, value []byte) bool {
-		x, ok := decodeSession("", value, s.boot, s.opened)
+		x, cut, ok := decodeSession("", value, s.boot, s.opened)
 		ends := x.Ends()
-		return ok && (!x.Online && wasOnline(value) || ends != 0 && ends <= now)
+		return ok && (cut || ends != 0 && ends <= now)
 	})
 	if err != nil || len(keys) == 0 {
 		return next, err
@@ -74,15 +74,6 @@ func (s *Store) endTopicSessions(pos []byte, now int64) (next []byte, err error)
 		}
 		return w.flushQueues()
 	})
-}
-
-// wasOnline reports whether a session's record says that it is connected, in whichever opening of the store.
-func wasOnline(value []byte) bool {
-	d := decoder{b: value}
-	d.bytes()
-	d.uvarint()
-	d.varint()
-	return d.byte() == 1
 }
 
 // dropRetained removes retained messages that have expired.

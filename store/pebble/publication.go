@@ -99,26 +99,40 @@ func parsePubs(value []byte, i, j int) ([]store.Publication, error) {
 	return out, nil
 }
 
+// How a session's record says what becomes of it.
+const (
+	sessionOffline = iota
+	sessionOnline  // in the opening of the store that follows
+	sessionCut
+)
+
 func appendSession(dst []byte, s *store.Session, boot uint64) []byte {
 	dst = appendString(dst, s.User)
 	dst = appendUvarint(dst, uint64(s.Expiry))
 	dst = appendVarint(dst, s.Since)
-	if s.Online {
-		return appendUvarint(append(dst, 1), boot)
+	switch {
+	case s.Online:
+		return appendUvarint(append(dst, sessionOnline), boot)
+	case s.Cut:
+		return append(dst, sessionCut)
 	}
-	return append(dst, 0)
+	return append(dst, sessionOffline)
 }
 
-// decodeSession takes a session apart: what another process has left connected has been disconnected since opened.
-func decodeSession(client string, v []byte, boot uint64, opened int64) (s store.Session, ok bool) {
+// decodeSession takes a session apart: what another opening of the store has left connected is cut. cutNow says that the
+// record does not tell yet.
+func decodeSession(client string, v []byte, boot uint64, opened int64) (s store.Session, cutNow, ok bool) {
 	d := decoder{b: v}
 	s = store.Session{Client: client, User: d.str(), Expiry: uint32(d.uvarint()), Since: d.varint()}
-	if d.byte() == 1 {
+	switch d.byte() {
+	case sessionOnline:
 		if s.Online = d.uvarint() == boot; !s.Online {
-			s.Since = opened
+			s.Since, s.Cut, cutNow = opened, true, true
 		}
+	case sessionCut:
+		s.Cut = true
 	}
-	return s, !d.bad
+	return s, cutNow, !d.bad
 }
 
 func appendWill(dst []byte, w *store.Will) []byte {

@@ -148,7 +148,7 @@ func (w *writer) queue(client string) (*queueHead, error) {
 		return nil, err
 	}
 	if v != nil {
-		if h.session, h.exists = decodeSession(client, v, w.s.boot, w.s.opened); !h.exists {
+		if h.session, _, h.exists = decodeSession(client, v, w.s.boot, w.s.opened); !h.exists {
 			return nil, w.s.corrupt("session %q", client)
 		}
 		q, err := w.s.viewQueue(w.s.db, client, ^uint64(0))

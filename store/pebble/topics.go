@@ -15,13 +15,15 @@ import (
 // topics applies the part of a batch that concerns ordinary topics.
 func (w *writer) topics(b *store.TopicBatch) error {
 	now := milliseconds()
-	for _, client := range b.Ended {
-		if err := w.endSession(client); err != nil {
-			return err
-		}
-	}
 	for i := range b.Sessions {
-		if err := w.session(&b.Sessions[i]); err != nil {
+		x := &b.Sessions[i]
+		err := error(nil)
+		if x.Over {
+			err = w.endSession(x.Client)
+		} else {
+			err = w.session(x)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -66,6 +68,11 @@ func (w *writer) topics(b *store.TopicBatch) error {
 	return w.flushQueues()
 }
 
+const (
+	outReceived = 1 << iota
+	outDone
+)
+
 // inflight keeps what is on its way between a session's client and the server.
 func (w *writer) inflight(b *store.TopicBatch) error {
 	for _, o := range b.Outbound {
@@ -78,7 +85,10 @@ func (w *writer) inflight(b *store.TopicBatch) error {
 		}
 		w.val = append(binary.BigEndian.AppendUint16(w.val[:0], o.ID), 0)
 		if o.Received {
-			w.val[2] = 1
+			w.val[2] = outReceived
+		}
+		if o.Done {
+			w.val[2] |= outDone
 		}
 		w.key = keyNum(w.key[:0], tabOutbound, o.Client, o.Seq)
 		if err := w.put(false, w.val); err != nil {
@@ -174,6 +184,7 @@ func (w *writer) endSession(client string) error {
 		w.key = append(append(w.key[:0], table), client...)
 		w.note(w.pb.Delete(w.key, nil))
 	}
+	w.lost += h.seq - h.passed
 	*h = queueHead{client: client}
 	return nil
 }
@@ -235,7 +246,7 @@ func (s *Store) Session(ctx context.Context, client string) (store.Session, erro
 		return store.Session{}, err
 	}
 	if v != nil {
-		x, ok := decodeSession(client, v, s.boot, s.opened)
+		x, _, ok := decodeSession(client, v, s.boot, s.opened)
 		if !ok {
 			return x, s.corrupt("session %q", client)
 		}
@@ -244,6 +255,29 @@ func (s *Store) Session(ctx context.Context, client string) (store.Session, erro
 		}
 	}
 	return store.Session{}, fmt.Errorf("session %q: %w", client, store.ErrNotFound)
+}
+
+// Sessions lists sessions.
+func (s *Store) Sessions(ctx context.Context, after string, limit int) (list []store.Session, err error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer s.life.RUnlock()
+	it, err := s.db.NewIter(&pdb.IterOptions{
+		LowerBound: append(append([]byte{tabSession}, after...), 0), UpperBound: []byte{tabSession + 1},
+	})
+	if err != nil {
+		return nil, s.wrap(err, "sessions")
+	}
+	defer it.Close()
+	for ok := it.First(); ok && len(list) < limit; ok = it.Next() {
+		x, _, good := decodeSession(string(it.Key()[1:]), it.Value(), s.boot, s.opened)
+		if !good {
+			return nil, s.corrupt("session %q", it.Key()[1:])
+		}
+		list = append(list, x)
+	}
+	return list, s.wrap(it.Error(), "sessions")
 }
 
 // Subscriptions lists a session's subscriptions.
@@ -349,7 +383,7 @@ func (m *filterWalk) take(prefix []byte) {
 	}
 }
 
-// Outbound lists what was sent and not completed.
+// Outbound lists what is known of what was sent.
 func (s *Store) Outbound(ctx context.Context, client string) (list []store.Outbound, err error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, err
@@ -366,7 +400,7 @@ func (s *Store) Outbound(ctx context.Context, client string) (list []store.Outbo
 			return nil, s.corrupt("what was sent to %q", client)
 		}
 		list = append(list, store.Outbound{
-			Client: client, Seq: tail(it.Key()), ID: binary.BigEndian.Uint16(v), Received: v[2] == 1,
+			Client: client, Seq: tail(it.Key()), ID: binary.BigEndian.Uint16(v), Received: v[2]&outReceived != 0, Done: v[2]&outDone != 0,
 		})
 	}
 	return list, s.wrap(it.Error(), "what was sent to %q", client)

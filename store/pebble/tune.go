@@ -96,7 +96,7 @@ func (l logger) Errorf(format string, args ...any) {
 func (l logger) Fatalf(format string, args ...any) { l.s.fatalf(format, args...) }
 
 type counters struct {
-	background, corrupt, slow, stalls atomic.Uint64
+	background, corrupt, slow, stalls, lost atomic.Uint64
 }
 
 // Metrics is a moment's state of the store, for /metrics. Sizes are in bytes.
@@ -119,7 +119,8 @@ type Metrics struct {
 	Corruptions      uint64 // damaged blocks and chunks met
 	SlowWrites       uint64
 	WriteStalls      uint64
-	DiskFull         bool // Commits are refused
+	QueuedLost       uint64 // messages that were in the queues of sessions that have ended
+	DiskFull         bool   // Commits are refused
 }
 
 // Metrics takes some microseconds; it is zero after Close.
@@ -138,6 +139,6 @@ func (s *Store) Metrics() Metrics {
 		L0Files: uint64(m.Levels[0].TablesCount), CacheSize: uint64(m.BlockCache.Size),
 		CacheHits: uint64(m.BlockCache.Hits), CacheMisses: uint64(m.BlockCache.Misses),
 		BackgroundErrors: s.counters.background.Load(), Corruptions: s.counters.corrupt.Load(),
-		SlowWrites: s.counters.slow.Load(), WriteStalls: s.counters.stalls.Load(), DiskFull: s.space.refuse() != nil,
+		SlowWrites: s.counters.slow.Load(), WriteStalls: s.counters.stalls.Load(), QueuedLost: s.counters.lost.Load(), DiskFull: s.space.refuse() != nil,
 	}
 }

@@ -149,6 +149,7 @@ type writer struct {
 	pubBytes    int
 	retainedNow map[string]bool // topics that this batch has retained, or not any more
 	retainedWas uint64
+	lost        uint64 // in the queues of sessions that have ended
 }
 
 // load finds where the store ends; it reads one chunk and a few keys.
@@ -230,7 +231,7 @@ func (w *writer) begin(pb *pdb.Batch) {
 	w.repeats = false
 	clear(w.inBatch)
 	w.rewritten = nil
-	w.sync, w.failed, w.retainedWas = false, nil, w.retained
+	w.sync, w.failed, w.retainedWas, w.lost = false, nil, w.retained, 0
 }
 
 // end lets go of what the batch referred to; ok is false when it was not applied.
@@ -262,6 +263,9 @@ func (w *writer) end(ok bool) {
 	w.pubs, w.pubBytes = w.pubs[:0], 0
 	if !ok || len(w.pubRefs) > generation {
 		clear(w.pubRefs) // forgetPubs looks then
+	}
+	if ok {
+		w.s.counters.lost.Add(w.lost)
 	}
 	if !ok {
 		w.retained = w.retainedWas

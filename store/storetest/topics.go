@@ -101,6 +101,13 @@ func testSessions(t *testing.T, e *env) {
 	if err != nil || got.User != "ann" || !got.Online || got.Expiry != store.NoExpiry || got.Ends() != 0 {
 		t.Fatalf("got %+v, %v", got, err)
 	}
+	list, err := e.st.Sessions(ctx, "", 10)
+	if err != nil || len(list) != 2 || list[0] != got || list[1].Client != "c2" {
+		t.Errorf("sessions: got %+v, %v", list, err)
+	}
+	if list, err = e.st.Sessions(ctx, "c1", 10); err != nil || len(list) != 1 {
+		t.Errorf("sessions after c1: got %+v, %v", list, err)
+	}
 	p := e.pub("a/b", "c1", "nobody")
 	e.publish(p)
 	e.equal("seqs", []uint64{p.Queues[0].Seq, p.Queues[1].Seq}, []uint64{1, 0})
@@ -108,8 +115,8 @@ func testSessions(t *testing.T, e *env) {
 	before := time.Now().UnixMilli()
 	e.reopen() // what was connected has been disconnected since
 	got, err = e.st.Session(ctx, "c1")
-	if err != nil || got.Online || got.Since < before {
-		t.Fatalf("after a restart: got %+v, %v, want it offline", got, err)
+	if err != nil || got.Online || !got.Cut || got.Since < before {
+		t.Fatalf("after a restart: got %+v, %v, want it cut off since then", got, err)
 	}
 	e.maintain(time.Now())
 	e.reopen()
@@ -135,7 +142,7 @@ func testSessions(t *testing.T, e *env) {
 	e.commit(&store.Batch{TopicBatch: store.TopicBatch{
 		Inbound: []store.Inbound{{Client: "c1", ID: 7}}, Outbound: []store.Outbound{{Client: "c1", Seq: 1, ID: 9}},
 	}})
-	e.commit(&store.Batch{TopicBatch: store.TopicBatch{Ended: []string{"c1", "never was"}}})
+	e.commit(&store.Batch{TopicBatch: store.TopicBatch{Sessions: []store.Session{{Client: "c1", Over: true}, {Client: "never was", Over: true}}}})
 	noSession("c1")
 	e.equal("queue", e.queued("c1"), []string(nil))
 	e.session("c1", 10)
@@ -433,12 +440,12 @@ func testInflight(t *testing.T, e *env) {
 	}})
 	e.commit(&store.Batch{TopicBatch: store.TopicBatch{
 		Passed:   []store.Passed{{Client: "c1", Seq: 1}},
-		Outbound: []store.Outbound{{Client: "c1", Seq: 2, ID: 200, Received: true}, {Client: "c1", Seq: 1, ID: 5}},
+		Outbound: []store.Outbound{{Client: "c1", Seq: 2, ID: 200, Received: true}, {Client: "c1", Seq: 1, ID: 5}, {Client: "c1", Seq: 3, Done: true}},
 		Inbound:  []store.Inbound{{Client: "c1", ID: 1, Released: true}},
 	}})
 	e.reopen()
 	out, err := e.st.Outbound(ctx, "c1")
-	e.equal("outbound", out, []store.Outbound{{Client: "c1", Seq: 2, ID: 200, Received: true}, {Client: "c1", Seq: 3, ID: 300}})
+	e.equal("outbound", out, []store.Outbound{{Client: "c1", Seq: 2, ID: 200, Received: true}, {Client: "c1", Seq: 3, Done: true}})
 	in, err2 := e.st.Inbound(ctx, "c1")
 	e.equal("inbound", in, []uint16{65535})
 	if err != nil || err2 != nil {
