@@ -83,11 +83,11 @@ func (s *session) append(e store.Queued) {
 	it := item{m: e.Publication, ids: ids, qos: e.QoS, flags: flags}
 	if o, ok := s.sent[e.Seq]; ok && o.Done {
 		delete(s.sent, e.Seq)
-		s.q.push(item{})
+		s.q.push(item{flags: storedFlag})
 		return
 	} else if ok {
 		it.id = o.ID
-		it.flags |= dupFlag
+		it.flags |= dupFlag | storedFlag
 		if o.Received {
 			it.flags |= receivedFlag
 		}
@@ -295,12 +295,15 @@ func (x *sendState) Done(err error) {
 func (s *session) leaveQueue(c *link.Conn) {
 	var list []store.Outbound
 	for _, f := range c.Flights(s) {
-		if f.Token >= s.q.base && f.Token < s.q.next && s.q.at(f.Token).m != nil {
+		if f.Token < s.q.base || f.Token >= s.q.next {
+			continue
+		}
+		if it := s.q.at(f.Token); it.m != nil && (!it.is(storedFlag) || f.Received != it.is(receivedFlag)) {
 			list = append(list, store.Outbound{Client: s.client, Seq: f.Token, ID: f.ID, Received: f.Received})
 		}
 	}
 	for t := s.q.base; t < s.q.end(); t++ {
-		if s.q.at(t).m == nil {
+		if it := s.q.at(t); it.m == nil && !it.is(storedFlag) {
 			list = append(list, store.Outbound{Client: s.client, Seq: t, Done: true})
 		}
 	}

@@ -15,6 +15,7 @@ const (
 	dupFlag            // sent on an earlier connection
 	receivedFlag       // QoS 2: PUBREC came
 	reservedFlag       // QoS 2: its packet id is about to be stored
+	storedFlag         // the store has what is known of it
 )
 
 func (it *item) is(flag uint8) bool { return it.flags&flag != 0 }
@@ -53,6 +54,11 @@ func (r *ring) push(it item) (token uint64) {
 // finish marks an item as done with and drops those at the front that are.
 func (r *ring) finish(token uint64) {
 	*r.at(token) = item{}
+	r.advance()
+}
+
+// advance drops what is done with at the front.
+func (r *ring) advance() {
 	for r.n > 0 && r.base < r.next && r.at(r.base).m == nil {
 		r.base++
 		r.n--

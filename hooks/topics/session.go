@@ -270,8 +270,10 @@ func (s *session) pump() (sent int) {
 	for s.q.next < s.q.end() {
 		token := s.q.next
 		it := s.q.at(token)
-		if it.m == nil { // a place that the store has nothing for any more
-			s.done(token, nil)
+		if it.m == nil { // acknowledged on an earlier connection, or dropped
+			s.q.next++
+			s.q.advance()
+			s.passed()
 			continue
 		}
 		if it.is(receivedFlag) {
@@ -326,9 +328,7 @@ func (s *session) pump() (sent int) {
 
 // done finishes the first that waits.
 func (s *session) done(token uint64, it *item) {
-	if it != nil {
-		s.leave(it)
-	}
+	s.leave(it)
 	s.q.next++
 	s.finish(token)
 }

@@ -25,6 +25,7 @@ type queueHead struct {
 	seq     uint64 // highest assigned
 	passed  uint64
 	kept    uint64 // no record begins before it
+	forgot  uint64 // up to this seq nothing is known of what was sent
 
 	// Of the batch being built.
 	batch  uint64
@@ -155,7 +156,7 @@ func (w *writer) queue(client string) (*queueHead, error) {
 		if err != nil {
 			return nil, err
 		}
-		h.seq, h.passed, h.kept = q.Head, q.Passed, q.kept
+		h.seq, h.passed, h.kept, h.forgot = q.Head, q.Passed, q.kept, q.Passed
 		if err := q.it.Close(); err != nil {
 			return nil, w.s.wrap(err, "queue of %q", client)
 		}
@@ -343,7 +344,7 @@ func (w *writer) forgetPassed(h *queueHead) error {
 	if err := q.it.Error(); err != nil {
 		return w.s.wrap(err, "queue of %q", h.client)
 	}
-	return w.forgetOutbound(h.client, h.passed)
+	return w.forgetOutbound(h)
 }
 
 // dropRecord deletes a record and its references.
@@ -358,16 +359,20 @@ func (w *writer) dropRecord(key []byte, r queueRecord, client string) {
 	}
 }
 
-func (w *writer) forgetOutbound(client string, passed uint64) error {
-	it, err := w.s.names(tabOutbound, client)
+// forgetOutbound removes what is known of messages that have been passed since the last time.
+func (w *writer) forgetOutbound(h *queueHead) error {
+	it, err := w.s.db.NewIter(&pdb.IterOptions{
+		LowerBound: keyNum(nil, tabOutbound, h.client, h.forgot+1), UpperBound: keyNum(nil, tabOutbound, h.client, h.passed+1),
+	})
 	if err != nil {
-		return err
+		return w.s.wrap(err, "what was sent to %q", h.client)
 	}
 	defer it.Close()
-	for ok := it.First(); ok && tail(it.Key()) <= passed; ok = it.Next() {
+	for ok := it.First(); ok; ok = it.Next() {
 		w.note(w.pb.Delete(it.Key(), nil))
 	}
-	return w.s.wrap(it.Error(), "what was sent to %q", client)
+	h.forgot = h.passed
+	return w.s.wrap(it.Error(), "what was sent to %q", h.client)
 }
 
 // unref takes back a queue's reference to publications.

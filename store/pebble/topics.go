@@ -389,9 +389,18 @@ func (s *Store) Outbound(ctx context.Context, client string) (list []store.Outbo
 		return nil, err
 	}
 	defer s.life.RUnlock()
-	it, err := s.names(tabOutbound, client)
+	q, err := s.viewQueue(s.db, client, s.durable.Load())
+	if err == nil {
+		err = q.it.Close()
+	}
 	if err != nil {
-		return nil, err
+		return nil, s.wrap(err, "what was sent to %q", client)
+	}
+	it, err := s.db.NewIter(&pdb.IterOptions{
+		LowerBound: keyNum(nil, tabOutbound, client, q.Passed+1), UpperBound: after(keyName(nil, tabOutbound, client)),
+	})
+	if err != nil {
+		return nil, s.wrap(err, "what was sent to %q", client)
 	}
 	defer it.Close()
 	for ok := it.First(); ok; ok = it.Next() {
