@@ -11,6 +11,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	imhook "github.com/mqim/mqim/hooks/im"
 	"github.com/mqim/mqim/hooks/link"
 	"github.com/mqim/mqim/transport"
 )
@@ -41,6 +42,9 @@ func (s *Server) serveConnection(listener string, conn net.Conn) error {
 			err = s.handlePacket(cl)
 		}
 	}
+	if code, ok := breach(err); ok {
+		link.Of(cl).Disconnect(code) // [MQTT-4.13.1-1]
+	}
 	switch cause := cl.StopCause(); {
 	case errors.Is(cause, packets.CodeDisconnect):
 		err = nil // the client's farewell
@@ -61,22 +65,19 @@ func (s *Server) handshake(listener string, t *transport.Conn) (cl *mqtt.Client,
 		return nil, fmt.Errorf("read connection: %w", err)
 	}
 	cl = s.mqtt.NewClient(t, listener, "", false)
+	if version, code := link.CheckConnect(t.Packet()); code != packets.CodeSuccess { // [MQTT-3.1.4-1]
+		refuse(cl, version, code)
+		return cl, code
+	}
 	fh := new(packets.FixedHeader)
 	if err := cl.ReadFixedHeader(fh); err != nil {
 		return cl, err
-	}
-	if fh.Type != packets.Connect {
-		return cl, packets.ErrProtocolViolationRequireFirstConnect // [MQTT-3.1.0-1]
 	}
 	pk, err := cl.ReadPacket(fh)
 	if err != nil {
 		return cl, err
 	}
 	cl.ParseConnect(listener, pk)
-	if code := checkConnect(&pk); code != packets.CodeSuccess { // [MQTT-3.1.4-1]
-		_ = s.mqtt.SendConnack(cl, code, false, nil)
-		return cl, code
-	}
 	for _, h := range s.hooks {
 		if h.Provides(mqtt.OnConnect) {
 			if err := h.OnConnect(cl, pk); err != nil {
@@ -110,17 +111,26 @@ func (s *Server) handshake(listener string, t *transport.Conn) (cl *mqtt.Client,
 	return cl, nil
 }
 
-// checkConnect is mochi's validation, with the codes that the specifications ask for.
-func checkConnect(pk *packets.Packet) packets.Code {
-	switch code := pk.ConnectValidate(); {
-	case code == packets.ErrProtocolViolationProtocolVersion:
-		return packets.ErrUnsupportedProtocolVersion // [MQTT-3.1.2-2]
-	case code != packets.CodeSuccess:
-		return code
-	case pk.ProtocolVersion < 5 && !pk.Connect.Clean && pk.Connect.ClientIdentifier == "":
-		return packets.ErrClientIdentifierNotValid // [MQTT-3.1.3-8]
+// refuse answers a CONNECT that breaks MQTT. 3.1.1 has codes for two kinds of that; else the connection just ends.
+func refuse(cl *mqtt.Client, version byte, code packets.Code) {
+	cl.Properties.ProtocolVersion = version
+	v3, ok := packets.V5CodesToV3[code]
+	if version == 5 || version != 0 && ok {
+		imhook.Refuse(cl, code, v3.Code, code.Reason)
 	}
-	return packets.CodeSuccess
+}
+
+// breach is the reason code for what package transport ends a connection for.
+func breach(err error) (code packets.Code, ok bool) {
+	switch {
+	case errors.Is(err, transport.ErrMalformed):
+		return packets.ErrMalformedPacket, true
+	case errors.Is(err, transport.ErrTooLarge):
+		return packets.ErrPacketTooLarge, true
+	case transport.IsTimeout(err):
+		return packets.ErrKeepAliveTimeout, true // [MQTT-3.1.2-22]
+	}
+	return code, false
 }
 
 // inherit moves the subscriptions of the client's session to its new connection. The old connection has ended: the hooks
@@ -154,6 +164,11 @@ func (s *Server) handlePacket(cl *mqtt.Client) error {
 		pk, err = cl.ReadPacket(fh)
 	}
 	if err == nil {
+		if c := link.Of(cl); c != nil && pk.FixedHeader.Type == packets.Disconnect && c.Farewell() != 0 {
+			// The will goes out after every code but 0 [MQTT-3.14.4-3]; mochi knows of one such code, and does not see
+			// it where no properties follow.
+			pk.ReasonCode = packets.CodeDisconnectWillMessage.Code
+		}
 		err = s.mqtt.InjectPacket(cl, pk)
 	}
 	if err == nil {

@@ -4,9 +4,7 @@ package tests
 
 import (
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,75 +17,14 @@ import (
 // shared is the server of all tests that need no settings of their own. Each test uses names of its own.
 var shared *mqtest.Server
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) (code int) {
-	remove, err := mqtest.Build()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer remove()
-	t := &mainTB{}
-	defer func() {
-		if t.end(); t.failed {
-			code = 1
-		}
-	}()
-	shared = mqtest.Start(t, mqtest.Config{"delivery": "{ack_timeout: 60s}"})
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(mqtest.Main(m, func(t mqtest.TB) {
+		shared = mqtest.Start(t, mqtest.Config{"delivery": "{ack_timeout: 60s}"})
+	}))
 }
 
-// TestInputs looks at every file that the server and the scripts are made of, so that go test runs the tests again when
-// one has changed: it knows of no other way that the result depends on them.
-func TestInputs(t *testing.T) {
-	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		switch name := d.Name(); {
-		case err != nil:
-			return err
-		case d.IsDir() && (name == ".git" || name == "node_modules" || name == "data" || name == "bin"):
-			return filepath.SkipDir
-		case strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go"), strings.HasSuffix(name, ".mjs"), name == "go.sum":
-			_, err = os.Stat(path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// mainTB stands in for a test where the shared server outlives each of them.
-type mainTB struct {
-	failed   bool
-	cleanups []func()
-}
-
-func (*mainTB) Helper()            {}
-func (t *mainTB) Cleanup(f func()) { t.cleanups = append(t.cleanups, f) }
-func (t *mainTB) Failed() bool     { return t.failed }
-func (t *mainTB) TempDir() string {
-	dir, err := os.MkdirTemp("", "mqim-shared")
-	if err != nil {
-		panic(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-func (t *mainTB) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-func (t *mainTB) Errorf(format string, args ...any) {
-	t.failed = true
-	t.Logf("shared server: "+format, args...)
-}
-func (t *mainTB) Fatalf(format string, args ...any) {
-	t.Errorf(format, args...)
-	panic("shared server")
-}
-func (t *mainTB) end() {
-	for i := len(t.cleanups) - 1; i >= 0; i-- {
-		t.cleanups[i]()
-	}
-}
+// TestInputs has go test run the tests again when the server has changed.
+func TestInputs(t *testing.T) { mqtest.Inputs(t, "..") }
 
 // both runs a test with MQTT 3.1.1 and with 5.
 func both(t *testing.T, f func(t *testing.T, v byte)) {

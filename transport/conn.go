@@ -170,6 +170,14 @@ func (c *Conn) Await() error {
 	return nil
 }
 
+// Packet is the packet that Read is about to hand out, after Await, and valid until then: its first byte and what follows
+// the length field.
+func (c *Conn) Packet() (first byte, body []byte) {
+	b := c.buf[c.r : c.r+c.pass]
+	first, head, _, _ := frameSize(b)
+	return first, b[head:]
+}
+
 // Read hands the broker at most one packet. It implements io.Reader for one goroutine.
 func (c *Conn) Read(p []byte) (int, error) {
 	if err := c.Await(); err != nil {

@@ -55,8 +55,14 @@ func (h *Hook) strip(cl *mqtt.Client, pk packets.Packet, remove bool, ours func(
 	return pk
 }
 
-// subscribe returns the code for a filter under im/.
+// subscribe returns the code for a filter under im/, or for one that is none.
 func (d *device) subscribe(f packets.Subscription) byte {
+	if !link.ValidFilter(f.Filter) {
+		if !d.c.V5 {
+			return packets.ErrUnspecifiedError.Code
+		}
+		return packets.ErrTopicFilterInvalid.Code
+	}
 	switch classify(d.user, f.Filter) {
 	case ordinary:
 		return theirs

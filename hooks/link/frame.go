@@ -19,6 +19,12 @@ func (c *Conn) Frame(first byte, body []byte) (consumed bool, err error) {
 		return false, nil
 	}
 	typ := first >> 4
+	if typ != packets.Publish {
+		if err := checkFrame(first, body, c.V5); err != nil {
+			c.fail(err)
+			return false, err
+		}
+	}
 	if answered := typ == packets.Publish || typ == packets.Pubrec || typ == packets.Pubrel; answered && !c.WaitUncrowded() {
 		return false, packets.CodeDisconnect
 	}
@@ -26,21 +32,17 @@ func (c *Conn) Frame(first byte, body []byte) (consumed bool, err error) {
 	case packets.Publish:
 		consumed, err = c.publishFrame(first, body)
 	case packets.Puback, packets.Pubrec, packets.Pubcomp:
-		if first&15 != 0 || len(body) < 2 {
-			return false, nil // mochi says what is wrong with it
-		}
 		var reason byte
 		if len(body) > 2 {
 			reason = body[2]
 		}
 		consumed = c.acked(typ, binary.BigEndian.Uint16(body), reason) || c.reg.exclusive
 	case packets.Pubrel:
-		if first&15 != 2 || len(body) < 2 {
-			return false, nil
-		}
 		consumed = c.released(binary.BigEndian.Uint16(body))
-	case packets.Subscribe:
-		err = checkSubscribe(body, c.V5)
+	case packets.Disconnect:
+		if len(body) > 0 {
+			c.farewell = body[0]
+		}
 	}
 	if err != nil {
 		c.fail(err)
@@ -52,7 +54,7 @@ func (c *Conn) Frame(first byte, body []byte) (consumed bool, err error) {
 func (c *Conn) fail(err error) {
 	if code, ok := err.(packets.Code); ok && code.Code >= packets.ErrUnspecifiedError.Code && c.V5 {
 		if b, ok := c.BeginUrgent(); ok {
-			c.End(appendDisconnect(b, code))
+			c.End(c.appendDisconnect(b, code))
 			c.Kick()
 		}
 	}
@@ -104,30 +106,21 @@ func (p *Inbound) properties(b []byte) (rest []byte, err error) {
 	if len(b) > 0 && b[0] == 0 {
 		return b[1:], nil
 	}
-	n, size := 0, 0
-	for shift := 0; ; shift += 7 {
-		if size == len(b) || shift > 21 {
-			return nil, packets.ErrMalformedProperties
-		}
-		x := b[size]
-		size++
-		n |= int(x&0x7f) << shift
-		if x < 0x80 {
-			break
-		}
+	check := scanner{b: b}
+	check.properties(packets.Publish)
+	if check.err != nil {
+		return nil, check.err
 	}
-	if len(b) < size+n {
-		return nil, packets.ErrMalformedProperties
-	}
+	size := len(b) - len(check.b)
 	p.Props = new(packets.Properties)
 	// mochi's strings point into the bytes they were decoded from, so it is given a copy.
-	if _, err := p.Props.Decode(packets.Publish, bytes.NewBuffer(bytes.Clone(b[:size+n]))); err != nil {
+	if _, err := p.Props.Decode(packets.Publish, bytes.NewBuffer(bytes.Clone(b[:size]))); err != nil {
 		return nil, packets.ErrMalformedProperties
 	}
 	if len(p.Props.SubscriptionIdentifier) > 0 {
 		return nil, packets.ErrProtocolViolationSurplusSubID // [MQTT-3.3.4-6]
 	}
-	return b[size+n:], nil
+	return check.b, nil
 }
 
 // topic checks a topic name and resolves an alias.
@@ -247,41 +240,6 @@ func cutString(b []byte) (s, rest []byte, ok bool) {
 		return nil, nil, false
 	}
 	return b[2 : 2+n], b[2+n:], true
-}
-
-// checkSubscribe looks at a SUBSCRIBE before mochi does: one that ends between a filter and its options makes its
-// decoder panic.
-func checkSubscribe(b []byte, v5 bool) error {
-	if len(b) < 2 {
-		return packets.ErrMalformedPacketID
-	}
-	b = b[2:]
-	if v5 {
-		n, size := 0, 0
-		for shift := 0; ; shift += 7 {
-			if size == len(b) || shift > 21 {
-				return packets.ErrMalformedProperties
-			}
-			x := b[size]
-			size++
-			n |= int(x&0x7f) << shift
-			if x < 0x80 {
-				break
-			}
-		}
-		if len(b) < size+n {
-			return packets.ErrMalformedProperties
-		}
-		b = b[size+n:]
-	}
-	for len(b) > 0 {
-		_, rest, ok := cutString(b)
-		if !ok || len(rest) == 0 {
-			return packets.ErrMalformedPacket
-		}
-		b = rest[1:]
-	}
-	return nil
 }
 
 // PacketRead is OnPacketRead for connections whose frames do not pass through Frame: it handles what mochi decoded and

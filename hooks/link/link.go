@@ -80,6 +80,7 @@ type Conn struct {
 
 	lastTopic string            // reading goroutine: spares an allocation for each publish
 	aliases   map[uint16]string // reading goroutine: the client's topic aliases
+	farewell  byte              // reading goroutine: the reason code of the client's DISCONNECT
 
 	in  inbound
 	out outbound
@@ -93,6 +94,9 @@ type Conn struct {
 
 // Done is closed when the connection has ended and the hooks have let go of it.
 func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Farewell is the reason code of the client's DISCONNECT. It is the reading goroutine's.
+func (c *Conn) Farewell() byte { return c.farewell }
 
 // Finish marks the connection as ended; a hook that is told of the disconnect calls it. Where a listener of ours runs
 // the connection that is put off until mochi has let go of it too: what mochi does after OnDisconnect to a session that
@@ -146,7 +150,7 @@ func Of(cl *mqtt.Client) *Conn {
 func (c *Conn) Disconnect(code packets.Code) {
 	if c.V5 {
 		if b, ok := c.Begin(64 + len(code.Reason)); ok {
-			c.End(appendDisconnect(b, code))
+			c.End(c.appendDisconnect(b, code))
 		}
 	}
 	c.Client.Stop(code)

@@ -2,6 +2,7 @@ package link
 
 import (
 	"encoding/binary"
+	"strings"
 	"sync"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -332,9 +333,6 @@ func appendAck(b []byte, typ byte, id uint16, v5 bool, code byte, reason string)
 	if !v5 || code == 0 {
 		return binary.BigEndian.AppendUint16(append(b, first, 2), id)
 	}
-	if len(reason) > 256 {
-		reason = reason[:256]
-	}
 	props := 0
 	if reason != "" {
 		props = 3 + len(reason)
@@ -349,13 +347,30 @@ func appendAck(b []byte, typ byte, id uint16, v5 bool, code byte, reason string)
 	return b
 }
 
-func appendDisconnect(b []byte, code packets.Code) []byte {
-	props := 3 + len(code.Reason)
+func (c *Conn) appendDisconnect(b []byte, code packets.Code) []byte {
+	reason := c.fitting(code.Reason, 6) // [MQTT-3.14.2-3]
+	if reason == "" {
+		return append(b, packets.Disconnect<<4, 1, code.Code)
+	}
+	props := 3 + len(reason)
 	b = append(b, packets.Disconnect<<4)
 	b = appendVarint(b, 1+varintLen(props)+props)
 	b = append(b, code.Code)
 	b = appendVarint(b, props)
-	return appendStr(append(b, packets.PropReasonString), code.Reason)
+	return appendStr(append(b, packets.PropReasonString), reason)
+}
+
+// fitting returns a reason string as it may be sent, cut to 256 bytes, or none where it would make a packet that has so
+// many bytes without it larger than the client takes.
+func (c *Conn) fitting(reason string, bytes int) string {
+	if len(reason) > 256 {
+		reason = strings.ToValidUTF8(reason[:256], "")
+	}
+	const property = 3 + 2 // itself, and what the lengths in front of it may grow by
+	if limit := c.Client.Properties.Props.MaximumPacketSize; limit > 0 && uint32(bytes+property+len(reason)) > limit {
+		return ""
+	}
+	return reason
 }
 
 func appendStr(b []byte, s string) []byte {

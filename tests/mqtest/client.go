@@ -26,6 +26,7 @@ type Options struct {
 	NoCleanStart bool   // 5: no Clean Start although not Persistent
 	Hold         bool   // PUBLISHes are not acknowledged until Release
 	NoAuto       bool   // no SUBSCRIBE's and PUBREC's answers are sent by the client itself
+	Silent       bool   // nothing at all is sent by the client itself
 
 	Properties packets.Properties // of CONNECT, MQTT 5
 	Will       *packets.Packet    // topic, payload, QoS, properties
@@ -63,6 +64,16 @@ func Dial(t testing.TB, addr string, o Options) *Client {
 		conn = tls.Client(conn, o.TLS)
 	}
 	return Attach(t, conn, o)
+}
+
+// Open connects and sends nothing, not even CONNECT. What comes is decoded as of o.Version.
+func Open(t testing.TB, addr string, o Options) *Client {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", addr, Patience)
+	if err != nil {
+		t.Fatalf("dial: %v", err)
+	}
+	return newClient(t, conn, o)
 }
 
 // TryDial is Dial for a connection that may not be let in: it returns nil where no CONNACK comes.
@@ -152,6 +163,9 @@ func (c *Client) TryWrite(b []byte) error {
 	return err
 }
 
+// Err is why reading ended: io.EOF where the server closed the connection, nil while it is open.
+func (c *Client) Err() error { return c.ended() }
+
 func (c *Client) ended() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -177,6 +191,7 @@ func (c *Client) read() {
 			return
 		}
 		switch {
+		case c.Silent:
 		case pk.FixedHeader.Type == packets.Publish && pk.FixedHeader.Qos == 1 && !hold:
 			c.answer(packets.Puback, pk.PacketID)
 		case pk.FixedHeader.Type == packets.Publish && pk.FixedHeader.Qos == 2 && !hold:
@@ -242,6 +257,16 @@ func (c *Client) TryTake(match func(*packets.Packet) bool, patience time.Duratio
 			return packets.Packet{}, false
 		}
 	}
+}
+
+// Any waits for the next packet, whatever it is. ok is false when the connection has ended, and nothing is left.
+func (c *Client) Any() (pk packets.Packet, ok bool) {
+	c.t.Helper()
+	pk, ok = c.TryTake(func(*packets.Packet) bool { return true }, Patience)
+	if !ok && c.ended() == nil {
+		c.t.Fatalf("%s: neither a packet came nor the end of the connection", c.ID)
+	}
+	return pk, ok
 }
 
 // Got is what has come and was not taken.

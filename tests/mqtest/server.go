@@ -39,7 +39,7 @@ func Build() (remove func(), err error) {
 	}
 	remove = func() { _ = os.RemoveAll(dir) }
 	bin = filepath.Join(dir, "mqim")
-	if out, err := exec.Command("go", "build", "-race", "-o", bin, "../cmd/mqim").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-race", "-o", bin, "github.com/mqim/mqim/cmd/mqim").CombinedOutput(); err != nil {
 		remove()
 		return nil, fmt.Errorf("go build: %w\n%s", err, out)
 	}
