@@ -91,6 +91,9 @@ func (d *device) subscribe(f packets.Subscription) byte {
 
 func (d *device) unsubscribe(filter string) byte {
 	if classify(d.user, filter) == ordinary {
+		if _, ok := d.c.Client.State.Subscriptions.Get(filter); !ok {
+			return packets.CodeNoSubscriptionExisted.Code // mochi answers 0 where another client has such a subscription
+		}
 		return theirs
 	}
 	s := d.c.Session

@@ -138,7 +138,7 @@ func (c *Conn) topic(raw []byte, props *packets.Properties) (string, error) {
 		}
 		t, ok := c.aliases[alias]
 		if !ok {
-			return "", packets.ErrTopicAliasInvalid
+			return "", packets.ErrProtocolViolationNoTopic // MQTT 5, 3.3.4
 		}
 		return t, nil
 	}
@@ -197,6 +197,7 @@ func (c *Conn) Admit(p *Inbound) error {
 // released handles PUBREL.
 func (c *Conn) released(id uint16) (own bool) {
 	if c.Session.release(id) {
+		c.in.released()
 		c.keep(id, true, func() { c.control(packets.Pubcomp, id, packets.CodeSuccess) })
 		return true
 	}

@@ -21,6 +21,7 @@ type inbound struct {
 	base     uint64    // ticket of the first
 	n        int
 	pubs     int                  // of them at QoS 1 or 2
+	rels     int                  // PUBRECs sent whose PUBREL has not come: they count, too
 	max      int                  // Receive Maximum
 	response map[uint64]*Response // of the requests that asked for one
 	closed   bool
@@ -54,12 +55,12 @@ func (in *inbound) init(c *Conn) {
 	}
 }
 
-// admit takes a place in the order. A client of MQTT 5 that exceeds Receive Maximum breaks MQTT [MQTT-3.3.4-9]; one of
+// admit takes a place in the order. A client of MQTT 5 that exceeds Receive Maximum breaks MQTT [MQTT-3.3.4-7]; one of
 // 3.1.1, which has no such limit, waits.
 func (in *inbound) admit(p *Inbound, r *Response) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.c.V5 && p.QoS > 0 && in.pubs >= in.max {
+	if in.c.V5 && p.QoS > 0 && in.pubs+in.rels >= in.max {
 		return packets.ErrReceiveMaximum
 	}
 	for in.n >= 2*in.max && !in.closed || !in.c.V5 && in.n >= in.max && !in.closed {
@@ -176,6 +177,7 @@ func (in *inbound) acknowledge(r *request) {
 		typ = packets.Pubrec
 		if code < packets.ErrUnspecifiedError.Code || !c.V5 {
 			c.Session.receive(id)
+			in.rels++
 			if !r.recorded {
 				c.keep(id, false, func() { c.acknowledge(typ, id, code, reason) })
 				return
@@ -190,6 +192,13 @@ func (c *Conn) acknowledge(typ byte, id uint16, code byte, reason string) {
 	if b, ok := c.BeginUrgent(); ok {
 		c.End(appendAck(b, typ, id, c.V5, code, c.fitting(reason, 8))) // [MQTT-3.4.2-2] [MQTT-3.5.2-2]
 	}
+}
+
+// released is called when a PUBREL has come, though it be for a PUBREC of an earlier connection.
+func (in *inbound) released() {
+	in.mu.Lock()
+	in.rels = max(0, in.rels-1)
+	in.mu.Unlock()
 }
 
 // close lets a waiting reader go.

@@ -215,7 +215,10 @@ func (p *peer) refused(code byte) {
 // ping wants nothing to come before PINGRESP.
 func (p *peer) ping() *peer {
 	p.x.Helper()
-	return p.send(0xc0).want("PINGRESP")
+	last := p.last
+	p.send(0xc0).want("PINGRESP")
+	p.last = last
+	return p
 }
 
 // sub subscribes to a filter with options and wants it granted.
