@@ -190,7 +190,7 @@ func (in *inbound) acknowledge(r *request) {
 func (c *Conn) acknowledge(typ byte, id uint16, code byte, reason string) {
 	// Acknowledgements may exceed the write buffer; the reading goroutine waits until there is room again.
 	if b, ok := c.BeginUrgent(); ok {
-		c.End(appendAck(b, typ, id, c.V5, code, c.fitting(reason, 8))) // [MQTT-3.4.2-2] [MQTT-3.5.2-2]
+		c.End(appendAck(b, typ, id, c.V5, code, c.fitting(reason, 6))) // [MQTT-3.4.2-2] [MQTT-3.5.2-2]
 	}
 }
 

@@ -348,7 +348,7 @@ func appendAck(b []byte, typ byte, id uint16, v5 bool, code byte, reason string)
 }
 
 func (c *Conn) appendDisconnect(b []byte, code packets.Code) []byte {
-	reason := c.fitting(code.Reason, 6) // [MQTT-3.14.2-3]
+	reason := c.fitting(code.Reason, 4) // [MQTT-3.14.2-3]
 	if reason == "" {
 		return append(b, packets.Disconnect<<4, 2, code.Code, 0)
 	}

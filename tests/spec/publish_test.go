@@ -129,6 +129,25 @@ func TestPublish(t *testing.T) {
 				a.want("PUBLISH ~ m")
 			}
 		}},
+		{"[MQTT-3.1.2-26] no alias beyond the client's maximum, and each stands for its topic", "5", func(x *ctx) { // [MQTT-3.3.2-11]
+			a, b := x.connect("a", clean, P{0x22, u16(2)}).want("CONNACK 0 00").sub("~/#", 0), x.dial("b")
+			names := map[uint16]string{}
+			for i := range 12 {
+				topic := x.tag + "/" + x.n(i%4)
+				b.pub(topic, x.n(i), 0)
+				pk, _ := a.Any()
+				if alias := pk.Properties.TopicAlias; pk.Properties.TopicAliasFlag && (alias == 0 || alias > 2) {
+					x.Errorf("got alias %d", alias)
+				} else if pk.TopicName == "" {
+					pk.TopicName = names[alias]
+				} else if pk.Properties.TopicAliasFlag {
+					names[alias] = pk.TopicName
+				}
+				if pk.TopicName != topic || string(pk.Payload) != x.n(i) {
+					x.Errorf("got %q %q, want %q %d", pk.TopicName, pk.Payload, topic, i)
+				}
+			}
+		}},
 		{"[MQTT-3.3.4-3] subscription identifiers come with the message", "5", func(x *ctx) {
 			a, b := x.dial("a"), x.dial("b")
 			a.send(0x82, id, P{0x0b, vi(7)}, "~", 0).want("SUBACK 1: 00")

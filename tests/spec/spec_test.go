@@ -319,6 +319,7 @@ func (x *ctx) show(pk *packets.Packet) string {
 		add(x.v == 4 && h.Remaining != 2, " of %d bytes", h.Remaining)
 	case packets.Disconnect:
 		add(x.v == 5, " %02x", pk.ReasonCode)
+		add(p.SessionExpiryIntervalFlag, " expiry") // [MQTT-3.14.2-2]
 	}
 	return strings.ReplaceAll(b.String(), x.tag, "~")
 }
