@@ -310,6 +310,9 @@ func (c *Conn) fill() error {
 		if cause := c.Err(); cause != nil {
 			return cause
 		}
+		if c.closed.Load() {
+			return net.ErrClosed // Close ends reading by a deadline that has passed, which is not the peer's silence
+		}
 		return err
 	case c.w == len(c.buf) && len(c.buf) == smallRead:
 		c.reserve(bigRead) // busy: read more at a time

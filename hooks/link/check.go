@@ -333,7 +333,7 @@ func (s *scanner) connect(version byte) {
 	case !will && flags&0x38 != 0, flags&0x18 == 0x18: // [MQTT-3.1.2-11] [MQTT-3.1.2-13] [MQTT-3.1.2-12]
 		s.fail(packets.ErrMalformedFlags)
 	case version < 5 && password && !name: // [MQTT-3.1.2-22] of 3.1.1
-		s.fail(packets.ErrMalformedFlags)
+		s.fail(packets.ErrMalformedUsername)
 	}
 	s.uint16() // Keep Alive
 	if version == 5 {

@@ -94,7 +94,7 @@ func TestTopicAlias(t *testing.T) {
 	if got := r.counts.drops(dropDenied); got != 3 {
 		t.Errorf("denied: got %d, want 3", got)
 	}
-	for n, want := range map[uint16]byte{2: 0x94, 9: 0x94, 0: 0x82} { // unknown, beyond the maximum, no alias
+	for n, want := range map[uint16]byte{2: 0x82, 9: 0x94, 0: 0x82} { // unknown, beyond the maximum, no alias
 		p := r.connect("bad", v5)
 		pk := publication("", "x", 0)
 		alias(n)(&pk)

@@ -53,7 +53,7 @@ func TestConnectRefused(t *testing.T) {
 		{"[MQTT-3.1.2-17] User Name Flag without a user name", "45", 0x81, 0, 0x10, parts{head{clean | username}, P{}, "~.a"}},
 		{"[MQTT-3.1.2-18] Password without its flag", "45", 0x81, 0, 0x10, parts{head{clean | username}, P{}, "~.a", "user", "pass"}},
 		{"[MQTT-3.1.2-19] Password Flag without a password", "45", 0x81, 0, 0x10, parts{head{clean | username | password}, P{}, "~.a", "user"}},
-		{"[3.1.1:MQTT-3.1.2-22] Password Flag without User Name Flag", "4", 0, 0, 0x10, parts{head{clean | password}, P{}, "~.a", "pass"}},
+		{"[3.1.1:MQTT-3.1.2-22] Password Flag without User Name Flag", "4", 0, 4, 0x10, parts{head{clean | password}, P{}, "~.a", "pass"}},
 		{"[MQTT-3.1.3-1] nothing after the fields that the flags announce", "45", 0x81, 0, 0x10, parts{head{clean}, P{}, "~.a", 0}},
 		{"[MQTT-3.1.3-3] no client id", "45", 0x81, 0, 0x10, parts{head{clean}, P{}}},
 		{"[MQTT-3.1.3-4] client id in no UTF-8", "45", 0x81, 0, 0x10, parts{head{clean}, P{}, bad}},
