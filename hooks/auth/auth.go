@@ -2,7 +2,7 @@
 //
 // Hook does the MQTT side: it takes name, password and client id from the CONNECT, asks an Authenticator, and either
 // sets cl.Properties.Username to the user id, which every other hook goes by, or refuses with the right CONNACK.
-// Authenticators are Trust, File and JWT, or your own. No password and no token reaches a log or an error.
+// Authenticators are Trust, File, JWT, MySQL and HTTP, or your own. No password and no token reaches a log or an error.
 //
 // The work is done in OnConnect: in OnConnectAuthenticate mochi answers a 3.1.1 client with return code 5 whatever
 // was wrong. Authenticators are called from the connections' own goroutines, many at a time.
@@ -12,12 +12,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+	"golang.org/x/time/rate"
 
 	"github.com/mqim/mqim/users"
 )
@@ -44,6 +46,8 @@ type Refusal struct{ Reason string }
 
 func (r *Refusal) Error() string { return "refused: " + r.Reason }
 
+var errName = &Refusal{"not a valid user name"}
+
 // Options configure a Hook.
 type Options struct {
 	// Authenticator is required.
@@ -52,7 +56,13 @@ type Options struct {
 	Disconnect func(cl *mqtt.Client, code packets.Code)
 	// Timeout bounds one Authenticate. Zero: 10 s.
 	Timeout time.Duration
+	// Refused, if set, hears of every login that failed: a Refusal's Reason, or Unavailable. It is for counting, is
+	// called from the connections' goroutines and must not block.
+	Refused func(reason string)
 }
+
+// Unavailable is the reason of a login that nobody could check.
+const Unavailable = "unavailable"
 
 const (
 	defaultTimeout = 10 * time.Second
@@ -69,6 +79,8 @@ type Hook struct {
 	auth       Authenticator
 	disconnect func(cl *mqtt.Client, code packets.Code)
 	timeout    time.Duration
+	refused    func(reason string)
+	loud       rate.Sometimes  // failed logins come in floods; the metrics count them all
 	ctx        context.Context // ends in Stop
 	cancel     context.CancelFunc
 
@@ -81,7 +93,13 @@ func New(opts Options) (*Hook, error) {
 	if opts.Authenticator == nil {
 		return nil, errors.New("auth: an Authenticator is required")
 	}
-	h := &Hook{auth: opts.Authenticator, disconnect: opts.Disconnect, timeout: opts.Timeout, timers: map[*mqtt.Client]*time.Timer{}}
+	h := &Hook{
+		auth: opts.Authenticator, disconnect: opts.Disconnect, timeout: opts.Timeout, refused: opts.Refused,
+		loud: rate.Sometimes{First: 100, Interval: 100 * time.Millisecond}, timers: map[*mqtt.Client]*time.Timer{},
+	}
+	if h.refused == nil {
+		h.refused = func(string) {}
+	}
 	if h.disconnect == nil {
 		h.disconnect = disconnect
 	}
@@ -108,16 +126,20 @@ func (h *Hook) Reload() error {
 	return nil
 }
 
-// Stop ends running authentications and forgets every connection's end. A second call does nothing.
-func (h *Hook) Stop() error {
+// Stop ends running authentications, closes the authenticator if it can be closed, and forgets every connection's end.
+// A second call does nothing more.
+func (h *Hook) Stop() (err error) {
 	h.cancel()
+	if c, ok := h.auth.(io.Closer); ok {
+		err = c.Close()
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for cl, timer := range h.timers {
 		timer.Stop()
 		delete(h.timers, cl)
 	}
-	return nil
+	return err
 }
 
 // OnConnect authenticates the client or refuses it.
@@ -135,7 +157,7 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 		Remote:   cl.Net.Remote,
 	})
 	if err == nil && !users.ValidName(user) {
-		err = &Refusal{"not a valid user name"}
+		err = errName
 	}
 	var refusal *Refusal
 	switch {
@@ -143,7 +165,10 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 		h.logRefused(cl, pk, refusal.Reason)
 		return refuse(cl, packets.ErrBadUsernameOrPassword, packets.ErrMalformedUsernameOrPassword)
 	case err != nil:
-		h.log().Warn("login could not be checked", "client", clip(cl.ID), "remote", cl.Net.Remote, "error", err)
+		h.refused(Unavailable)
+		h.loud.Do(func() {
+			h.log().Warn("login could not be checked", "client", clip(cl.ID), "remote", cl.Net.Remote, "error", err)
+		})
 		return refuse(cl, packets.ErrServerUnavailable, packets.Err3ServerUnavailable)
 	}
 	cl.Properties.Username = []byte(user)
@@ -219,8 +244,12 @@ func disconnect(cl *mqtt.Client, code packets.Code) {
 	cl.Stop(code)
 }
 
+// logRefused counts a failed login and, within bounds, logs it.
 func (h *Hook) logRefused(cl *mqtt.Client, pk packets.Packet, reason string) {
-	h.log().Info("login failed", "user", loggedUser(pk.Connect.Username), "client", clip(cl.ID), "remote", cl.Net.Remote, "reason", reason)
+	h.refused(reason)
+	h.loud.Do(func() {
+		h.log().Info("login failed", "user", loggedUser(pk.Connect.Username), "client", clip(cl.ID), "remote", cl.Net.Remote, "reason", reason)
+	})
 }
 
 func (h *Hook) log() *slog.Logger {

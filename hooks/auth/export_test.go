@@ -10,17 +10,20 @@ func (h *Hook) Watched() int {
 }
 
 // SetCheck replaces the verification of passwords.
-func (f *File) SetCheck(check func(hash string, password []byte) bool) { f.check = check }
+func (f *File) SetCheck(check func(hash string, password []byte) bool) { f.passwords.check = check }
 
 // SetCache sets the bounds of the cache.
-func (f *File) SetCache(size int, ttl time.Duration) { f.cache.max, f.cache.ttl = size, ttl }
+func (f *File) SetCache(size int, ttl time.Duration) {
+	f.passwords.right.max, f.passwords.ttl = size, ttl
+}
 
 // Cached is the number of entries in the cache.
 func (f *File) Cached() int {
-	f.cache.mu.Lock()
-	defer f.cache.mu.Unlock()
-	return len(f.cache.until)
+	c := f.passwords.right
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.entries)
 }
 
 // Turns is how many verifications may run at a time.
-func (f *File) Turns() int { return cap(f.turns) }
+func (f *File) Turns() int { return cap(f.passwords.turns) }

@@ -31,7 +31,8 @@ type JWTKey struct {
 
 // JWTOptions configure a JWT authenticator.
 type JWTOptions struct {
-	Keys      []JWTKey      // at least one
+	Keys      []JWTKey      // at least one, or JWKS
+	JWKS      *JWKSOptions  // nil: only Keys
 	Audience  string        // "": not checked
 	Issuer    string        // "": not checked
 	UserClaim string        // "": sub
@@ -43,7 +44,8 @@ type JWTOptions struct {
 type JWT struct {
 	opts   JWTOptions
 	parser *jwt.Parser
-	keys   atomic.Pointer[[]verifyKey]
+	keys   atomic.Pointer[[]verifyKey] // of Options.Keys
+	remote *remoteKeys                 // nil without Options.JWKS
 }
 
 type verifyKey struct {
@@ -51,7 +53,7 @@ type verifyKey struct {
 	key      jwt.VerificationKey
 }
 
-// NewJWT reads the keys. Its errors name the key by its place in the list and quote nothing of it.
+// NewJWT reads the keys and begins to fetch those of JWKS, which needs a Close in the end. Its errors name the key by its place in the list and quote nothing of it.
 func NewJWT(opts JWTOptions) (*JWT, error) {
 	if opts.UserClaim == "" {
 		opts.UserClaim = "sub"
@@ -62,6 +64,9 @@ func NewJWT(opts JWTOptions) (*JWT, error) {
 			methods = append(methods, k.Algorithm)
 		}
 	}
+	if opts.JWKS != nil {
+		methods = slices.Concat(methods, publicAlgorithms)
+	}
 	with := []jwt.ParserOption{jwt.WithValidMethods(methods), jwt.WithExpirationRequired(), jwt.WithLeeway(opts.Leeway)}
 	if opts.Audience != "" {
 		with = append(with, jwt.WithAudience(opts.Audience))
@@ -70,12 +75,30 @@ func NewJWT(opts JWTOptions) (*JWT, error) {
 		with = append(with, jwt.WithIssuer(opts.Issuer))
 	}
 	j := &JWT{opts: opts, parser: jwt.NewParser(with...)}
-	return j, j.Reload()
+	if err := j.Reload(); err != nil {
+		return nil, err
+	}
+	if opts.JWKS != nil {
+		var err error
+		if j.remote, err = newRemoteKeys(*opts.JWKS); err != nil {
+			return nil, fmt.Errorf("auth.jwt.jwks_url: %w", err)
+		}
+	}
+	return j, nil
 }
 
-// Reload reads the key files again. On an error the old keys stay. Connections that are up stay up.
+// Close stops fetching. A second call does nothing.
+func (j *JWT) Close() error {
+	if j.remote != nil {
+		j.remote.close()
+	}
+	return nil
+}
+
+// Reload reads the key files again and has the keys of JWKS fetched. On an error the old keys stay. Connections that
+// are up stay up.
 func (j *JWT) Reload() error {
-	if len(j.opts.Keys) == 0 {
+	if len(j.opts.Keys) == 0 && j.opts.JWKS == nil {
 		return errors.New("auth.jwt.keys: at least one key is required")
 	}
 	var keys []verifyKey
@@ -87,6 +110,9 @@ func (j *JWT) Reload() error {
 		keys = append(keys, verifyKey{k.KeyID, k.Algorithm, key})
 	}
 	j.keys.Store(&keys)
+	if j.remote != nil {
+		j.remote.ask()
+	}
 	return nil
 }
 
@@ -148,12 +174,15 @@ func textOrFile(text, file string) (string, error) {
 }
 
 // Authenticate checks the token.
-func (j *JWT) Authenticate(_ context.Context, cred Credentials) (string, time.Time, error) {
+func (j *JWT) Authenticate(ctx context.Context, cred Credentials) (string, time.Time, error) {
 	if len(cred.Password) == 0 {
 		return "", time.Time{}, &Refusal{"token missing: it goes into the password"}
 	}
-	token, err := j.parser.Parse(string(cred.Password), j.candidates)
-	if err != nil {
+	token, err := j.parser.Parse(string(cred.Password), func(token *jwt.Token) (any, error) { return j.candidates(ctx, token) })
+	switch {
+	case errors.Is(err, errNoKeys):
+		return "", time.Time{}, errNoKeys
+	case err != nil:
 		return "", time.Time{}, &Refusal{tokenFault(err)}
 	}
 	claims, _ := token.Claims.(jwt.MapClaims)
@@ -172,19 +201,32 @@ func (j *JWT) Authenticate(_ context.Context, cred Credentials) (string, time.Ti
 }
 
 // candidates are the keys for a token: of its algorithm, so that a public key never serves as a secret, and of its
-// key id where both have one.
-func (j *JWT) candidates(token *jwt.Token) (any, error) {
+// key id where both have one. The configuration's own come first; only for want of one is the key set waited for.
+func (j *JWT) candidates(ctx context.Context, token *jwt.Token) (any, error) {
 	kid, _ := token.Header["kid"].(string)
-	var set jwt.VerificationKeySet
-	for _, k := range *j.keys.Load() {
-		if k.alg == token.Method.Alg() && (k.kid == kid || k.kid == "" || kid == "") {
-			set.Keys = append(set.Keys, k.key)
+	alg := token.Method.Alg()
+	found := matching(*j.keys.Load(), kid, alg)
+	if j.remote != nil {
+		switch remote, err := j.remote.find(ctx, kid, alg, len(found) == 0); {
+		case err == nil:
+			found = append(found, remote...)
+		case len(found) == 0:
+			return nil, err
 		}
 	}
-	if len(set.Keys) == 0 {
+	if len(found) == 0 {
 		return nil, errors.New("no such key")
 	}
-	return set, nil
+	return jwt.VerificationKeySet{Keys: found}, nil
+}
+
+func matching(keys []verifyKey, kid, alg string) (found []jwt.VerificationKey) {
+	for _, k := range keys {
+		if k.alg == alg && (k.kid == kid || k.kid == "" || kid == "") {
+			found = append(found, k.key)
+		}
+	}
+	return found
 }
 
 // tokenFault is what is wrong with a token in words of our own, since the library's may quote it.
