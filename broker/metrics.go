@@ -3,6 +3,7 @@ package broker
 import (
 	"time"
 
+	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -17,7 +18,7 @@ type metrics struct {
 
 	accepted, committed, dups, delivered, retransmitted, acked, receipts prometheus.Counter
 	topicDelivered                                                       prometheus.Counter
-	refused, dropped                                                     *prometheus.CounterVec
+	refused, dropped, logins, denied                                     *prometheus.CounterVec
 	batch, latency                                                       prometheus.Histogram
 	queueMessages, queueBytes                                            prometheus.Gauge
 }
@@ -51,6 +52,8 @@ func newMetrics() *metrics {
 	m.topicDelivered = counter("topic_delivered_total", "Messages on ordinary topics handed to subscribers.")
 	m.refused = vec("refused_total", "code", "Messages and commands refused, by error code.")
 	m.dropped = vec("dropped_total", "reason", "What was not sent to a client, by reason. Messages are never dropped for want of an acknowledgement.")
+	m.logins = vec("logins_refused_total", "reason", "Logins refused, by reason; unavailable: nobody could check.")
+	m.denied = vec("acl_denied_total", "action", "Publishes and subscriptions to ordinary topics, denied by the rules or by MQTT's own.")
 	m.queueMessages = gauge("commit_queue_messages", "Messages that the last batch found waiting.")
 	m.queueBytes = gauge("commit_queue_bytes", "The size of their bodies.")
 	m.batch = prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -73,6 +76,18 @@ func (m *metrics) Acked(n int)          { m.acked.Add(float64(n)) }
 func (m *metrics) Receipt()             { m.receipts.Inc() }
 func (m *metrics) Dropped(reason string) {
 	m.dropped.WithLabelValues(reason).Inc()
+}
+
+// LoginRefused counts a failed login.
+func (m *metrics) LoginRefused(reason string) { m.logins.WithLabelValues(reason).Inc() }
+
+// Denied counts what the rules for ordinary topics deny.
+func (m *metrics) Denied(_ *mqtt.Client, _ string, write bool, _ int) {
+	action := "sub"
+	if write {
+		action = "pub"
+	}
+	m.denied.WithLabelValues(action).Inc()
 }
 
 func (m *metrics) Committed(messages, dups int, took time.Duration) {

@@ -136,18 +136,18 @@ func (s *Server) openBroker() error {
 	s.mqtt = mqtt.New(&mqtt.Options{
 		Capabilities: caps, Logger: mochiLogger(s.log), SysTopicResendInterval: 60, ClientNetReadBufferSize: 512,
 	})
-	a, err := authenticator(&s.cfg.Auth)
+	rules, err := s.cfg.Rules()
 	if err != nil {
 		return err
 	}
-	if s.auth, err = auth.New(auth.Options{Authenticator: a, Disconnect: s.disconnect}); err != nil {
-		return err
-	}
-	rules, err := aclRules(s.cfg.ACL)
+	a, err := authenticator(&s.cfg.Auth, s.log)
 	if err != nil {
 		return err
 	}
-	s.acl = acl.New(acl.Options{Rules: rules})
+	if s.auth, err = auth.New(auth.Options{Authenticator: a, Disconnect: s.disconnect, Refused: s.metrics.LoginRefused}); err != nil {
+		return err
+	}
+	s.acl = acl.New(acl.Options{Rules: rules, Denied: s.metrics.Denied})
 	reg := link.NewRegistry(s.transportOptions())
 	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log})
 	s.topics = topics.New(s.mqtt, topics.Options{
@@ -176,7 +176,7 @@ func (s *Server) disconnect(cl *mqtt.Client, code packets.Code) {
 	cl.Stop(code)
 }
 
-func authenticator(c *config.Auth) (auth.Authenticator, error) {
+func authenticator(c *config.Auth, log *slog.Logger) (auth.Authenticator, error) {
 	switch c.Mode {
 	case "file":
 		return auth.NewFile(c.File.Path)
@@ -188,27 +188,29 @@ func authenticator(c *config.Auth) (auth.Authenticator, error) {
 				PublicKey: k.PublicKey, PublicKeyFile: k.PublicKeyFile,
 			}
 		}
-		return auth.NewJWT(auth.JWTOptions{
+		o := auth.JWTOptions{
 			Keys: keys, Audience: c.JWT.Audience, Issuer: c.JWT.Issuer, UserClaim: c.JWT.UserClaim, Leeway: c.JWT.Leeway.D(),
+		}
+		if c.JWT.JWKSURL != "" {
+			o.JWKS = &auth.JWKSOptions{
+				URL: c.JWT.JWKSURL, Refresh: c.JWT.JWKSRefresh.D(), Cooldown: c.JWT.JWKSCooldown.D(), Log: log,
+			}
+		}
+		return auth.NewJWT(o)
+	case "mysql":
+		m := &c.MySQL
+		return auth.NewMySQL(auth.MySQLOptions{
+			DSN: string(m.DSN), Query: m.Query, Timeout: m.Timeout.D(), Connections: m.Connections,
+			CacheTTL: m.CacheTTL.D(), NegativeTTL: m.NegativeTTL.D(), CacheSize: m.CacheSize,
+		})
+	case "http":
+		h := &c.HTTP
+		return auth.NewHTTP(auth.HTTPOptions{
+			URL: h.URL, Token: string(h.Token), Timeout: h.Timeout.D(), Concurrency: h.Concurrency,
+			CacheTTL: h.CacheTTL.D(), NegativeTTL: h.NegativeTTL.D(), CacheSize: h.CacheSize,
 		})
 	}
 	return auth.Trust{}, nil
-}
-
-func aclRules(list []config.Rule) (*acl.Rules, error) {
-	rules := make([]acl.Rule, len(list))
-	for i, r := range list {
-		what := r.Allow
-		if what == "" {
-			what = r.Deny
-		}
-		action, err := acl.ParseAction(what)
-		if err != nil {
-			return nil, err
-		}
-		rules[i] = acl.Rule{Allow: r.Allow != "", Action: action, Topic: r.Topic}
-	}
-	return acl.Compile(rules)
 }
 
 func (s *Server) transportOptions() transport.Options {
@@ -376,7 +378,7 @@ func (s *Server) disconnectAll() {
 func (s *Server) Reload(cfg *config.Config) (live, restart []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rules, err := aclRules(cfg.ACL)
+	rules, err := cfg.Rules()
 	if err != nil {
 		return nil, nil, err
 	}

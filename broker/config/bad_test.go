@@ -20,6 +20,22 @@ acl.bad.yaml:6:5: acl[4].topic: found "", expected a topic filter such as device
 acl.bad.yaml:7:25: acl[5].topic: found "$share/g/x", expected the filter without $share/group/: a rule speaks of shared subscriptions too`,
 	"anchor.bad.yaml": `
 anchor.bad.yaml:2:16: not valid YAML: unknown anchor … referenced`,
+	"auth.bad.yaml": `
+auth.bad.yaml:2:19: auth.jwt.jwks_url: expected https, or http to a loopback address such as 127.0.0.1
+auth.bad.yaml:2:61: auth.jwt.jwks_cooldown: found 1ms, expected at least 100ms
+auth.bad.yaml:2:80: auth.jwt.jwks_refresh: found 1µs, expected at least 1ms
+auth.bad.yaml:4:10: auth.mysql.dsn: not a DSN; expected user:password@tcp(host:3306)/database
+auth.bad.yaml:5:12: auth.mysql.query: found 0 question marks, expected one, for the user name, as in SELECT password_hash, name FROM users WHERE name = ?
+auth.bad.yaml:6:14: auth.mysql.timeout: found 11s, expected 10ms to 10s
+auth.bad.yaml:7:18: auth.mysql.connections: found 0, expected 1 to 1000
+auth.bad.yaml:9:10: auth.http.url: expected a URL without user and password in it
+auth.bad.yaml:10:12: auth.http.token: found a list, expected a text
+auth.bad.yaml:11:18: auth.http.concurrency: found 0, expected 1 to 1000
+auth.bad.yaml:12:16: auth.http.cache_ttl: found -1s, expected at least 0s
+auth.bad.yaml:13:19: auth.http.negative_ttl: found -1s, expected at least 0s
+auth.bad.yaml:14:17: auth.http.cache_size: found 0, expected 1 to 10000000`,
+	"backend.bad.yaml": `
+backend.bad.yaml:1:7: auth.mysql.dsn: not a DSN; expected user:password@tcp(host:3306)/database`,
 	"documents.bad.yaml": `
 documents.bad.yaml:2:1: found 2 YAML documents, expected one`,
 	"jwt.bad.yaml": `
@@ -32,8 +48,7 @@ jwt.bad.yaml:10:9: auth.jwt.keys[3]: expected either public_key or public_key_fi
 jwt.bad.yaml:11:9: auth.jwt.keys[4]: found a text, expected a section with kid, alg, secret, secret_file, public_key, public_key_file
 jwt.bad.yaml:12:30: auth.jwt.keys[5].secret: found a list, expected a text`,
 	"later.bad.yaml": `
-later.bad.yaml:2:9: auth.mode: found "http", which is not available in this version; expected trust, file or jwt
-later.bad.yaml:3:19: auth.jwt.jwks_url: not available in this version; expected the keys themselves in auth.jwt.keys
+later.bad.yaml:2:3: auth.http.url: not a URL; expected one such as https://idp.example/keys
 later.bad.yaml:4:17: store.driver: found "mysql", but this version has only pebble; expected pebble
 later.bad.yaml:7:16: cluster.redis.addresses: clusters are not in this version; expected an empty list`,
 	"list.bad.yaml": `
@@ -48,19 +63,19 @@ listeners.bad.yaml:5:35: listeners[2].address: found "0.0.0.0:1883" twice, expec
 listeners.bad.yaml:7:14: listeners[3].address: found "nowhere", expected host:port such as 127.0.0.1:1883
 listeners.bad.yaml:8:11: listeners[3].path: found "mqtt", expected a path such as /mqtt`,
 	"nokeys.bad.yaml": `
-nokeys.bad.yaml:1:7: auth.jwt.keys: found none, expected at least one key for auth.mode jwt such as {alg: RS256, public_key_file: idp.pem}`,
+nokeys.bad.yaml:1:7: auth.jwt.keys: found none and no jwks_url, expected at least one key for auth.mode jwt such as {alg: RS256, public_key_file: idp.pem}`,
 	"none.bad.yaml": `
 none.bad.yaml:1:12: listeners: found none, expected at least one such as {type: tcp, address: "127.0.0.1:1883"}`,
 	"secrets.bad.yaml": `
 secrets.bad.yaml:2:16: store.mysql.dsn: found a list, expected a text
 secrets.bad.yaml:2:39: store.mysql.replicas: found a text, expected a list
 secrets.bad.yaml:4:10: cluster.redis: found a text, expected a section with addresses, password, db
-secrets.bad.yaml:6:8: auth.jwt: found a text, expected a section with keys, jwks_url, audience, issuer, user_claim, leeway`,
+secrets.bad.yaml:6:8: auth.jwt: found a text, expected a section with keys, jwks_url, jwks_refresh, jwks_cooldown, audience, issuer, user_claim, leeway`,
 	"syntax.bad.yaml": `
 syntax.bad.yaml:3:2: not valid YAML: did not find expected key`,
 	"trust.bad.yaml": `
-trust.bad.yaml:2:26: listeners[0].address: found ":1883" with auth.mode trust, which lets anyone be any user; expected a loopback address such as 127.0.0.1:1883, or auth.mode file or jwt
-trust.bad.yaml:5:26: listeners[3].address: found "192.168.1.7:1886" with auth.mode trust, which lets anyone be any user; expected a loopback address such as 127.0.0.1:1883, or auth.mode file or jwt`,
+trust.bad.yaml:2:26: listeners[0].address: found ":1883" with auth.mode trust, which lets anyone be any user; expected a loopback address such as 127.0.0.1:1883, or another auth.mode
+trust.bad.yaml:5:26: listeners[3].address: found "192.168.1.7:1886" with auth.mode trust, which lets anyone be any user; expected a loopback address such as 127.0.0.1:1883, or another auth.mode`,
 	"twice.bad.yaml": `
 twice.bad.yaml:4:3: delivery.window: given twice
 twice.bad.yaml:5:1: log: given twice`,
@@ -88,7 +103,7 @@ unknown.bad.yaml:9:1: <<: unknown key`,
 values.bad.yaml:1:14: node.name: found "a b", expected at most 64 bytes without spaces
 values.bad.yaml:1:39: node.shutdown_timeout: found -1s, expected at least 0s
 values.bad.yaml:2:17: http.address: found "localhost", expected host:port such as 127.0.0.1:1883
-values.bad.yaml:4:9: auth.mode: found "tust", expected trust, file or jwt
+values.bad.yaml:4:9: auth.mode: found "tust", expected trust, file, jwt, mysql or http
 values.bad.yaml:6:11: store.driver: found "postgres", expected pebble
 values.bad.yaml:7:18: store.pebble.path: found "", expected a folder such as data
 values.bad.yaml:7:28: store.pebble.sync: found "never", expected commit or interval

@@ -42,8 +42,19 @@ func Default() *Config {
 			{Name: "mqtt", Type: "tcp", Address: "127.0.0.1:1883"},
 			{Name: "ws", Type: "ws", Address: "127.0.0.1:8083", Path: "/mqtt"},
 		},
-		HTTP:     HTTP{Address: "127.0.0.1:8080"},
-		Auth:     Auth{Mode: "trust", File: AuthFile{Path: "users.yaml"}, JWT: AuthJWT{UserClaim: "sub"}},
+		HTTP: HTTP{Address: "127.0.0.1:8080"},
+		Auth: Auth{
+			Mode: "trust", File: AuthFile{Path: "users.yaml"},
+			JWT: AuthJWT{JWKSRefresh: Duration(time.Hour), JWKSCooldown: Duration(10 * time.Second), UserClaim: "sub"},
+			MySQL: AuthMySQL{
+				Query: "SELECT password_hash, name FROM users WHERE name = ?", Timeout: Duration(5 * time.Second), Connections: 8,
+				CacheTTL: Duration(time.Minute), NegativeTTL: Duration(10 * time.Second), CacheSize: 10000,
+			},
+			HTTP: AuthHTTP{
+				Timeout: Duration(5 * time.Second), Concurrency: 32,
+				CacheTTL: Duration(30 * time.Second), NegativeTTL: Duration(5 * time.Second), CacheSize: 10000,
+			},
+		},
 		Store:    Store{Driver: "pebble", Pebble: Pebble{Path: "data", Sync: "commit"}},
 		Delivery: Delivery{Window: 256, AckTimeout: Duration(10 * time.Second), MaxAttempts: 5},
 		Inbox:    Inbox{MaxMessages: 10000, TTL: Duration(168 * time.Hour)},
@@ -95,9 +106,11 @@ type HTTP struct {
 
 // Auth is how users prove who they are.
 type Auth struct {
-	Mode string   `yaml:"mode"` // trust, file or jwt
-	File AuthFile `yaml:"file"`
-	JWT  AuthJWT  `yaml:"jwt"`
+	Mode  string    `yaml:"mode"` // trust, file, jwt, mysql or http
+	File  AuthFile  `yaml:"file"`
+	JWT   AuthJWT   `yaml:"jwt"`
+	MySQL AuthMySQL `yaml:"mysql"`
+	HTTP  AuthHTTP  `yaml:"http"`
 }
 
 // AuthFile is the users file of mode file.
@@ -107,12 +120,36 @@ type AuthFile struct {
 
 // AuthJWT is mode jwt: the token is the MQTT password.
 type AuthJWT struct {
-	Keys      []JWTKey `yaml:"keys"`
-	JWKSURL   string   `yaml:"jwks_url"` // not in this version
-	Audience  string   `yaml:"audience"` // "": not checked
-	Issuer    string   `yaml:"issuer"`   // "": not checked
-	UserClaim string   `yaml:"user_claim"`
-	Leeway    Duration `yaml:"leeway"` // for clocks that differ
+	Keys         []JWTKey `yaml:"keys"`
+	JWKSURL      string   `yaml:"jwks_url"`      // of further keys; "": none
+	JWKSRefresh  Duration `yaml:"jwks_refresh"`  // how often they are fetched
+	JWKSCooldown Duration `yaml:"jwks_cooldown"` // least time between two fetches
+	Audience     string   `yaml:"audience"`      // "": not checked
+	Issuer       string   `yaml:"issuer"`        // "": not checked
+	UserClaim    string   `yaml:"user_claim"`
+	Leeway       Duration `yaml:"leeway"` // for clocks that differ
+}
+
+// AuthMySQL is mode mysql: password hashes in a database.
+type AuthMySQL struct {
+	DSN         Secret   `yaml:"dsn"`          // user:password@tcp(host:3306)/database
+	Query       string   `yaml:"query"`        // of the hash and, optionally, the name; ? is the user name
+	Timeout     Duration `yaml:"timeout"`      // of a query
+	Connections int      `yaml:"connections"`  // at most, to the database
+	CacheTTL    Duration `yaml:"cache_ttl"`    // how long a hash is remembered; 0: not at all
+	NegativeTTL Duration `yaml:"negative_ttl"` // the same for unknown users
+	CacheSize   int      `yaml:"cache_size"`   // users, and again as many unknown ones
+}
+
+// AuthHTTP is mode http: another service decides.
+type AuthHTTP struct {
+	URL         string   `yaml:"url"`
+	Token       Secret   `yaml:"token"`        // the server's own, for the service; "": none is sent
+	Timeout     Duration `yaml:"timeout"`      // of a request
+	Concurrency int      `yaml:"concurrency"`  // requests at a time
+	CacheTTL    Duration `yaml:"cache_ttl"`    // how long a yes is remembered; 0: not at all
+	NegativeTTL Duration `yaml:"negative_ttl"` // the same for a no
+	CacheSize   int      `yaml:"cache_size"`   // yeses, and again as many noes
 }
 
 // JWTKey is a key that tokens may be signed with.

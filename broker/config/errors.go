@@ -92,6 +92,15 @@ func (p positions) of(key string) position {
 	return p[""]
 }
 
+// Place is where the value of a key path such as acl[2] was read, as file:line:column or the environment variable's name.
+func (c *Config) Place(key string) string {
+	at := c.at.of(key)
+	if at.line == 0 {
+		return at.source
+	}
+	return fmt.Sprintf("%s:%d:%d", at.source, at.line, at.column)
+}
+
 // forget drops the positions of a list's elements, for when another list takes its place.
 func (p positions) forget(list string) {
 	for key := range p {

@@ -134,7 +134,7 @@ func (c *Config) validateListeners(v *validator) {
 			v.fail(key+".address", "found %s twice, expected an address of its own", quote(l.Address))
 		case c.Auth.Mode == "trust" && !loopback(host):
 			v.fail(key+".address", "found %s with auth.mode trust, which lets anyone be any user; "+
-				"expected a loopback address such as 127.0.0.1:1883, or auth.mode file or jwt", quote(l.Address))
+				"expected a loopback address such as 127.0.0.1:1883, or another auth.mode", quote(l.Address))
 		}
 		addresses[l.Address] = true
 	}
@@ -169,29 +169,64 @@ func (l Listener) validate(v *validator, key string) {
 }
 
 func (a Auth) validate(v *validator) {
-	switch a.Mode {
-	case "mysql", "http":
-		v.fail("auth.mode", "found %q, which is not available in this version; expected trust, file or jwt", a.Mode)
-	default:
-		v.oneOf("auth.mode", a.Mode, "trust", "file", "jwt")
-	}
+	v.oneOf("auth.mode", a.Mode, "trust", "file", "jwt", "mysql", "http")
 	if a.Mode == "file" && a.File.Path == "" {
 		v.fail("auth.file.path", `found "", expected the users file of auth.mode file`)
 	}
 	j := a.JWT
 	if j.JWKSURL != "" {
-		v.fail("auth.jwt.jwks_url", "not available in this version; expected the keys themselves in auth.jwt.keys")
+		v.check("auth.jwt.jwks_url", auth.CheckURL(j.JWKSURL))
 	}
+	v.duration("auth.jwt.jwks_cooldown", j.JWKSCooldown, 100*time.Millisecond)
+	v.duration("auth.jwt.jwks_refresh", j.JWKSRefresh, j.JWKSCooldown.D())
 	if j.UserClaim == "" {
 		v.fail("auth.jwt.user_claim", `found "", expected the claim that holds the user, such as sub`)
 	}
 	v.duration("auth.jwt.leeway", j.Leeway, 0)
-	if a.Mode == "jwt" && len(j.Keys) == 0 {
-		v.fail("auth.jwt.keys", "found none, expected at least one key for auth.mode jwt such as {alg: RS256, public_key_file: idp.pem}")
+	if a.Mode == "jwt" && len(j.Keys) == 0 && j.JWKSURL == "" {
+		v.fail("auth.jwt.keys", "found none and no jwks_url, expected at least one key for auth.mode jwt such as {alg: RS256, public_key_file: idp.pem}")
 	}
 	for i, k := range j.Keys {
 		k.validate(v, fmt.Sprintf("auth.jwt.keys[%d]", i))
 	}
+	a.MySQL.validate(v, a.Mode == "mysql")
+	a.HTTP.validate(v, a.Mode == "http")
+}
+
+// check reports an error that says what was expected.
+func (v *validator) check(key string, err error) {
+	if err != nil {
+		v.fail(key, "%v", err)
+	}
+}
+
+// maxLogin is the longest that a backend may take for one login: the hook gives up then.
+const maxLogin = 10 * time.Second
+
+func (v *validator) backend(key string, timeout, ttl, negative Duration, size int) {
+	if timeout.D() < 10*time.Millisecond || timeout.D() > maxLogin {
+		v.fail(key+".timeout", "found %s, expected 10ms to %s", timeout, Duration(maxLogin))
+	}
+	v.duration(key+".cache_ttl", ttl, 0)
+	v.duration(key+".negative_ttl", negative, 0)
+	v.number(key+".cache_size", size, 1, 10_000_000)
+}
+
+func (m AuthMySQL) validate(v *validator, used bool) {
+	if used || m.DSN != "" {
+		v.check("auth.mysql.dsn", auth.CheckDSN(string(m.DSN)))
+	}
+	v.check("auth.mysql.query", auth.CheckQuery(m.Query))
+	v.number("auth.mysql.connections", m.Connections, 1, 1000)
+	v.backend("auth.mysql", m.Timeout, m.CacheTTL, m.NegativeTTL, m.CacheSize)
+}
+
+func (h AuthHTTP) validate(v *validator, used bool) {
+	if used || h.URL != "" {
+		v.check("auth.http.url", auth.CheckURL(h.URL))
+	}
+	v.number("auth.http.concurrency", h.Concurrency, 1, 1000)
+	v.backend("auth.http", h.Timeout, h.CacheTTL, h.NegativeTTL, h.CacheSize)
 }
 
 func (k JWTKey) validate(v *validator, key string) {
@@ -213,6 +248,19 @@ func (k JWTKey) validate(v *validator, key string) {
 	case given[other] || given[other+"_file"]:
 		v.fail(key, "found %s, expected only %s for %s", other, want, k.Algorithm)
 	}
+}
+
+// Rules are the rules of acl, compiled. The configuration must be valid.
+func (c *Config) Rules() (*acl.Rules, error) {
+	rules := make([]acl.Rule, len(c.ACL))
+	for i, r := range c.ACL {
+		action, err := acl.ParseAction(r.Allow + r.Deny) // one of them is empty
+		if err != nil {
+			return nil, fmt.Errorf("acl[%d]: %w", i, err)
+		}
+		rules[i] = acl.Rule{Allow: r.Allow != "", Action: action, Topic: r.Topic}
+	}
+	return acl.Compile(rules)
 }
 
 func (r Rule) validate(v *validator, key string) {

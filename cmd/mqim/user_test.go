@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,16 +17,27 @@ import (
 // run calls a command as main would, and returns what it printed and its error, "" for none.
 func run(t *testing.T, stdin string, args ...string) (out, fail string) {
 	t.Helper()
+	out, fail, _ = runCode(t, stdin, args...)
+	return out, fail
+}
+
+// runCode is run with the exit code.
+func runCode(t *testing.T, stdin string, args ...string) (out, fail string, code int) {
+	t.Helper()
 	var b bytes.Buffer
 	root := &cli.Command{
-		Name: "mqim", Commands: []*cli.Command{userCommand(), checkCommand()},
+		Name: "mqim", Commands: []*cli.Command{userCommand(), checkCommand(), aclCommand()},
 		Reader: strings.NewReader(stdin), Writer: &b, ErrWriter: &b,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // the default ends the process
 	}
 	if err := root.Run(t.Context(), append([]string{"mqim"}, args...)); err != nil {
-		fail = err.Error()
+		fail, code = err.Error(), 1
+		var coder cli.ExitCoder
+		if errors.As(err, &coder) {
+			code = coder.ExitCode()
+		}
 	}
-	return b.String(), fail
+	return b.String(), fail, code
 }
 
 func TestUserCommands(t *testing.T) {

@@ -51,8 +51,28 @@ type rule struct {
 	levels []level
 }
 
-// NoRule is what Allowed returns in place of a rule's index when no rule decided.
+// NoRule is a Decision's Rule where none decided.
 const NoRule = -1
+
+// Decision is the answer for one topic or filter.
+type Decision struct {
+	Allowed bool
+	Rule    int // index of the rule that decided, or NoRule
+	Why     Why
+}
+
+// Why is what decided, in words for people.
+type Why string
+
+// What decides, in the order in which it is asked.
+const (
+	Invalid  Why = "not a topic, or topic filter, of MQTT"
+	Dollar   Why = "nobody publishes to topics that begin with $"
+	Reserved Why = "topics under im/ are not the rules' business" // this package answers yes
+	NoRules  Why = "there are no rules"
+	ByRule   Why = "by rule"
+	NoMatch  Why = "no rule matches, and there are rules"
+)
 
 // Compile checks the rules and prepares them. The order matters: the first rule that matches decides.
 func Compile(rules []Rule) (*Rules, error) {
@@ -70,30 +90,36 @@ func Compile(rules []Rule) (*Rules, error) {
 	return compiled, nil
 }
 
-// Allowed reports whether the client may publish to topic (write) or subscribe to it, and the index of the rule that
-// decided, or NoRule. For a subscription topic is the filter as the client sent it, $share/group/ included.
+// Decide says whether the client may publish to topic (write) or subscribe to it. For a subscription topic is the
+// filter as the client sent it, $share/group/ included.
 //
 // Without rules everything is allowed, but for publishing to topics that begin with $. Once there is a rule, what no
 // rule matches is denied. A rule that allows matches a filter only if it covers the filter as a whole; a rule that
 // denies matches as soon as the filter could bring one topic that the rule denies.
-func (r *Rules) Allowed(user, client, topic string, write bool) (bool, int) {
+func (r *Rules) Decide(user, client, topic string, write bool) Decision {
 	action := Sub
 	if write {
 		action = Pub
-		if validTopic(topic) != nil || topic[0] == '$' {
-			return false, NoRule
+		if validTopic(topic) != nil {
+			return Decision{false, NoRule, Invalid}
+		}
+		if topic[0] == '$' {
+			return Decision{false, NoRule, Dollar}
 		}
 	} else {
 		var shared, ok bool
 		if topic, shared, ok = unshare(topic); !ok || validFilter(topic) != nil {
-			return false, NoRule
+			return Decision{false, NoRule, Invalid}
 		}
 		if _, again, _ := unshare(topic); shared && again {
-			return false, NoRule
+			return Decision{false, NoRule, Invalid}
 		}
 	}
-	if reserved(topic) || r == nil || len(r.rules) == 0 {
-		return true, NoRule
+	if reserved(topic) {
+		return Decision{true, NoRule, Reserved}
+	}
+	if r == nil || len(r.rules) == 0 {
+		return Decision{true, NoRule, NoRules}
 	}
 	for i, rule := range r.rules {
 		if rule.action&action == 0 {
@@ -104,10 +130,10 @@ func (r *Rules) Allowed(user, client, topic string, write bool) (bool, int) {
 			matches = covers
 		}
 		if matches(rule.levels, user, client, topic) {
-			return rule.allow, i
+			return Decision{rule.allow, i, ByRule}
 		}
 	}
-	return false, NoRule
+	return Decision{false, NoRule, NoMatch}
 }
 
 // validTopic reports whether topic is one that can be published to [MQTT-3.3.2-2].

@@ -24,7 +24,7 @@ func compile(t testing.TB, lines ...string) *Rules {
 	return compiled
 }
 
-func TestAllowed(t *testing.T) {
+func TestDecide(t *testing.T) {
 	devices := []string{"deny pub devices/%u/locked", "allow pubsub devices/%u/#", "allow sub news/+", "allow pub log/%c", "allow sub pre-%u-%c/x"}
 	tests := []struct {
 		name         string
@@ -109,9 +109,9 @@ func TestAllowed(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, rule := compile(t, tt.rules...).Allowed(tt.user, tt.client, tt.topic, tt.action == "pub")
-			if got != tt.want || rule != tt.wantRule {
-				t.Errorf("%s %s: got %v by rule %d, want %v by rule %d", tt.action, tt.topic, got, rule, tt.want, tt.wantRule)
+			got := compile(t, tt.rules...).Decide(tt.user, tt.client, tt.topic, tt.action == "pub")
+			if got.Allowed != tt.want || got.Rule != tt.wantRule || (got.Why == ByRule) != (tt.wantRule != NoRule) {
+				t.Errorf("%s %s: got %+v, want %v by rule %d", tt.action, tt.topic, got, tt.want, tt.wantRule)
 			}
 		})
 	}
@@ -119,8 +119,30 @@ func TestAllowed(t *testing.T) {
 
 func TestNilRulesAllow(t *testing.T) {
 	var rules *Rules
-	if got, _ := rules.Allowed("a", "c", "x", true); !got {
-		t.Errorf("got %v, want true", got)
+	if got, want := rules.Decide("a", "c", "x", true), (Decision{true, NoRule, NoRules}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestDecideSaysWhy(t *testing.T) {
+	one := []string{"allow pubsub a"}
+	for _, tt := range []struct {
+		rules         []string
+		action, topic string
+		want          Decision
+	}{
+		{one, "pub", "a", Decision{true, 0, ByRule}},
+		{one, "pub", "b", Decision{false, NoRule, NoMatch}},
+		{nil, "pub", "b", Decision{true, NoRule, NoRules}},
+		{one, "sub", "im/u/x", Decision{true, NoRule, Reserved}},
+		{one, "pub", "$SYS/x", Decision{false, NoRule, Dollar}},
+		{one, "pub", "a/+", Decision{false, NoRule, Invalid}},
+		{one, "sub", "a/#/b", Decision{false, NoRule, Invalid}},
+		{one, "sub", "$share/g", Decision{false, NoRule, Invalid}},
+	} {
+		if got := compile(t, tt.rules...).Decide("u", "c", tt.topic, tt.action == "pub"); got != tt.want {
+			t.Errorf("%s %s: got %+v, want %+v", tt.action, tt.topic, got, tt.want)
+		}
 	}
 }
 
@@ -244,8 +266,7 @@ func FuzzNamesNeverWiden(f *testing.F) {
 	f.Add("a/b", "", "d/a/b/")
 	rules := compile(f, "allow sub d/%u/%c")
 	f.Fuzz(func(t *testing.T, user, client, asked string) {
-		ok, rule := rules.Allowed(user, client, asked, false)
-		if !ok || rule == NoRule {
+		if d := rules.Decide(user, client, asked, false); !d.Allowed || d.Rule == NoRule {
 			return
 		}
 		if rest, shared, _ := unshare(asked); shared {

@@ -19,7 +19,7 @@ type Hook struct {
 	denied func(cl *mqtt.Client, topic string, write bool, rule int)
 }
 
-// Options configure a Hook. The zero value allows everything that Allowed does without rules.
+// Options configure a Hook. The zero value allows everything that Rules.Decide does without rules.
 type Options struct {
 	Rules *Rules
 	// Denied, if set, hears of everything refused, deliveries too: the topic or filter, and the rule that decided or
@@ -50,17 +50,17 @@ func (h *Hook) Provides(event byte) bool {
 	return false
 }
 
-// Allowed is Rules.Allowed for a connected client, with the rules of this moment.
+// Allowed is Rules.Decide for a connected client, with the rules of this moment.
 func (h *Hook) Allowed(cl *mqtt.Client, topic string, write bool) bool {
-	ok, rule := h.rules.Load().Allowed(string(cl.Properties.Username), cl.ID, topic, write)
-	if ok {
+	d := h.rules.Load().Decide(string(cl.Properties.Username), cl.ID, topic, write)
+	if d.Allowed {
 		return true
 	}
 	if h.Log != nil {
-		h.Log.Debug("denied", "user", string(cl.Properties.Username), "client", cl.ID, "topic", topic, "write", write, "rule", rule)
+		h.Log.Debug("denied", "user", string(cl.Properties.Username), "client", cl.ID, "topic", topic, "write", write, "why", d.Why, "rule", d.Rule)
 	}
 	if h.denied != nil {
-		h.denied(cl, topic, write, rule)
+		h.denied(cl, topic, write, d.Rule)
 	}
 	return false
 }
