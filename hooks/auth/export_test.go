@@ -1,6 +1,9 @@
 package auth
 
-import "time"
+import (
+	"net/http"
+	"time"
+)
 
 // Watched is the number of connections with an end.
 func (h *Hook) Watched() int {
@@ -27,3 +30,23 @@ func (f *File) Cached() int {
 
 // Turns is how many verifications may run at a time.
 func (f *File) Turns() int { return cap(f.passwords.turns) }
+
+// roundTrip is a network made of a function.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// SetTransport replaces the network.
+func (h *HTTP) SetTransport(f func(*http.Request) (*http.Response, error)) {
+	h.client.Transport = roundTrip(f)
+}
+
+// Cached is the number of entries in the caches.
+func (h *HTTP) Cached() (yes, no int) { return len(h.yes.entries), len(h.no.entries) }
+
+// NewJWTOver is NewJWT over another network.
+func NewJWTOver(o JWTOptions, network http.RoundTripper) (*JWT, error) {
+	o.JWKS.network = network
+	return NewJWT(o)
+}

@@ -168,13 +168,20 @@ func TestFileBoundsVerifications(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release, running, most := make(chan struct{}), atomic.Int64{}, atomic.Int64{}
+	var mu sync.Mutex
+	var running, most int
+	release := make(chan struct{})
 	started := make(chan struct{}, 100)
 	file.SetCheck(func(string, []byte) bool {
-		most.Store(max(most.Load(), running.Add(1)))
+		mu.Lock()
+		running++
+		most = max(most, running)
+		mu.Unlock()
 		started <- struct{}{}
 		<-release
-		running.Add(-1)
+		mu.Lock()
+		defer mu.Unlock()
+		running--
 		return false
 	})
 	var wg sync.WaitGroup
@@ -193,7 +200,7 @@ func TestFileBoundsVerifications(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
-	if got, want := most.Load(), int64(runtime.GOMAXPROCS(0)); got != want {
+	if got, want := most, runtime.GOMAXPROCS(0); got != want {
 		t.Errorf("verifications at a time: got %d, want %d", got, want)
 	}
 }

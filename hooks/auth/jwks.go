@@ -20,10 +20,11 @@ import (
 
 // JWKSOptions say where keys are fetched from. Durations that are 0 take the default in parentheses.
 type JWKSOptions struct {
-	URL      string        // of a JSON Web Key Set (RFC 7517); see CheckURL
-	Refresh  time.Duration // keys are fetched again after so long (1 h): a withdrawn key is in use no longer than that
-	Cooldown time.Duration // least time between two fetches (10 s), whatever asks for them
-	Log      *slog.Logger  // nil: the default one
+	URL      string            // of a JSON Web Key Set (RFC 7517); see CheckURL
+	network  http.RoundTripper // nil but in tests
+	Refresh  time.Duration     // keys are fetched again after so long (1 h): a withdrawn key is in use no longer than that
+	Cooldown time.Duration     // least time between two fetches (10 s), whatever asks for them
+	Log      *slog.Logger      // nil: the default one
 }
 
 const (
@@ -72,6 +73,9 @@ func newRemoteKeys(o JWKSOptions) (*remoteKeys, error) {
 		opts: o, client: newClient(1, fetchTimeout), log: o.Log, asked: make(chan struct{}, 1), cancel: cancel,
 		done: make(chan struct{}), err: errNoKeys, round: make(chan struct{}),
 	}
+	if o.network != nil {
+		r.client.Transport = o.network
+	}
 	r.ask()
 	go r.run(ctx)
 	return r, nil
@@ -83,7 +87,7 @@ func (r *remoteKeys) close() {
 	r.client.CloseIdleConnections()
 }
 
-// ask has the keys fetched as soon as they may be.
+// ask has the keys fetched as soon as they may be, or is content with the fetch under way.
 func (r *remoteKeys) ask() {
 	select {
 	case r.asked <- struct{}{}:
@@ -144,6 +148,10 @@ func (r *remoteKeys) run(ctx context.Context) {
 		}
 		round := r.round
 		r.round = nil
+		select {
+		case <-r.asked: // while it ran: answered with it
+		default:
+		}
 		r.mu.Unlock()
 		close(round)
 
