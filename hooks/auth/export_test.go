@@ -50,3 +50,6 @@ func NewJWTOver(o JWTOptions, network http.RoundTripper) (*JWT, error) {
 	o.JWKS.network = network
 	return NewJWT(o)
 }
+
+// Cached is the number of entries in the caches.
+func (m *MySQL) Cached() (known, unknown int) { return len(m.known.entries), len(m.unknown.entries) }

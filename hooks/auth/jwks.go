@@ -96,23 +96,24 @@ func (r *remoteKeys) ask() {
 }
 
 // find returns the keys for a token. With wait it fetches for want of one, or waits for the fetch under way, if it may.
-// The error is errNoKeys, or of a ctx that has ended: there is no such key as far as is known, but nobody can tell.
+// The error is errNoKeys: there is no such key as far as is known, but the last fetch failed, or ctx ended before one did.
 func (r *remoteKeys) find(ctx context.Context, kid, alg string, wait bool) ([]jwt.VerificationKey, error) {
 	for {
 		r.mu.Lock()
 		keys, err, round := r.keys, r.err, r.round
-		r.mu.Unlock()
 		found := matching(keys, kid, alg)
-		switch {
-		case len(found) > 0:
-			return found, nil
-		case !wait || round == nil:
-			if err != nil {
-				return nil, errNoKeys
-			}
-			return nil, nil
+		wait = wait && len(found) == 0 && round != nil
+		if wait {
+			r.ask() // under the lock: the end of a round forgets what was asked during it, and nothing later
 		}
-		r.ask()
+		r.mu.Unlock()
+		switch {
+		case wait:
+		case len(found) == 0 && err != nil:
+			return nil, errNoKeys
+		default:
+			return found, nil
+		}
 		select {
 		case <-round:
 			wait = false
