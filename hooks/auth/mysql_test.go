@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -179,7 +178,7 @@ func TestMySQLDown(t *testing.T) {
 		if fault == "gone" {
 			s.Stop()
 		} else {
-			s.Signal(syscall.SIGSTOP)
+			s.Hang()
 		}
 		begin := time.Now()
 		var wg sync.WaitGroup
@@ -201,7 +200,7 @@ func TestMySQLDown(t *testing.T) {
 		if fault == "gone" {
 			s.Run()
 		} else {
-			s.Signal(syscall.SIGCONT)
+			s.Resume()
 		}
 		up("after it " + fault)
 		if err := m.Reload(); err != nil {

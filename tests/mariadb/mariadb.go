@@ -141,10 +141,25 @@ func (s *Server) Run() {
 	}
 }
 
-// Signal sends the process a signal: SIGSTOP makes a server that accepts connections and answers nothing.
-func (s *Server) Signal(sig syscall.Signal) {
+// Hang makes the process accept connections and answer nothing, until Resume.
+func (s *Server) Hang() {
 	s.t.Helper()
-	if err := s.cmd.Process.Signal(sig); err != nil {
+	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		s.t.Fatal(err)
+	}
+	// The signal is on its way; threads go on until the last of them has stopped, which the parent is told.
+	var status syscall.WaitStatus
+	for !status.Stopped() {
+		if _, err := syscall.Wait4(s.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil && err != syscall.EINTR {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// Resume ends Hang.
+func (s *Server) Resume() {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		s.t.Fatal(err)
 	}
 }
