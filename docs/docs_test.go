@@ -130,6 +130,27 @@ func TestREADME(t *testing.T) {
 	}
 }
 
+// TestOperations has the server check the settings that operations.md shows.
+func TestOperations(t *testing.T) {
+	text, err := os.ReadFile("operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+	if len(blocks) < 3 {
+		t.Fatalf("operations.md shows settings %d times, want 3 or more", len(blocks))
+	}
+	for _, b := range blocks {
+		file := filepath.Join(t.TempDir(), "config.yaml")
+		if err := os.WriteFile(file, []byte(b[1]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(bin, "check", "--config", file).CombinedOutput(); err != nil {
+			t.Errorf("mqim check: %v\n%s\n%s", err, out, b[1])
+		}
+	}
+}
+
 // device is a client of the exchanges in protocol.md.
 type device struct {
 	client paho.Client
