@@ -144,7 +144,7 @@ func (s *Server) openBroker() error {
 	if err != nil {
 		return err
 	}
-	if s.auth, err = auth.New(auth.Options{Authenticator: a, Disconnect: s.disconnect, Refused: s.metrics.LoginRefused}); err != nil {
+	if s.auth, err = auth.New(auth.Options{Authenticator: a, Disconnect: s.disconnect, Log: s.log, Refused: s.metrics.LoginRefused}); err != nil {
 		return err
 	}
 	s.acl = acl.New(acl.Options{Rules: rules, Denied: s.metrics.Denied})

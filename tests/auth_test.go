@@ -96,7 +96,8 @@ func TestAuthMySQL(t *testing.T) {
 	logsIn(t, s, "down, a remembered user", "alice", right, letIn)
 	logsIn(t, s, "down, a remembered unknown one", "dave", right, refused)
 	logsIn(t, s, "down, another user", "bob", right, unavailable)
-	s.WaitLog("login could not be checked")
+	s.WaitLog(`level=WARN msg="login could not be checked"`)
+	s.WaitLog(`level=INFO msg="login failed" user=dave`)
 	if got := s.Metric(`mqim_logins_refused_total`); got < 8 {
 		t.Errorf("mqim_logins_refused_total: got %v, want at least 8", got)
 	}

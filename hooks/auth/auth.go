@@ -56,6 +56,8 @@ type Options struct {
 	Disconnect func(cl *mqtt.Client, code packets.Code)
 	// Timeout bounds one Authenticate. Zero: 10 s.
 	Timeout time.Duration
+	// Log is told of failed logins. Nil: the logger that mochi gives its hooks.
+	Log *slog.Logger
 	// Refused, if set, hears of every login that failed: a Refusal's Reason, or Unavailable. It is for counting, is
 	// called from the connections' goroutines and must not block.
 	Refused func(reason string)
@@ -79,6 +81,7 @@ type Hook struct {
 	auth       Authenticator
 	disconnect func(cl *mqtt.Client, code packets.Code)
 	timeout    time.Duration
+	logger     *slog.Logger // nil: mochi's
 	refused    func(reason string)
 	loud       rate.Sometimes  // failed logins come in floods; the metrics count them all
 	ctx        context.Context // ends in Stop
@@ -94,7 +97,7 @@ func New(opts Options) (*Hook, error) {
 		return nil, errors.New("auth: an Authenticator is required")
 	}
 	h := &Hook{
-		auth: opts.Authenticator, disconnect: opts.Disconnect, timeout: opts.Timeout, refused: opts.Refused,
+		auth: opts.Authenticator, disconnect: opts.Disconnect, timeout: opts.Timeout, logger: opts.Log, refused: opts.Refused,
 		loud: rate.Sometimes{First: 100, Interval: 100 * time.Millisecond}, timers: map[*mqtt.Client]*time.Timer{},
 	}
 	if h.refused == nil {
@@ -253,10 +256,13 @@ func (h *Hook) logRefused(cl *mqtt.Client, pk packets.Packet, reason string) {
 }
 
 func (h *Hook) log() *slog.Logger {
-	if h.Log == nil {
-		return slog.Default()
+	switch {
+	case h.logger != nil:
+		return h.logger
+	case h.Log != nil:
+		return h.Log
 	}
-	return h.Log
+	return slog.Default()
 }
 
 // loggedUser is the user name if it is one. Else it may be anything, such as a token in the wrong field.
