@@ -61,23 +61,13 @@ func (s *Server) serveConnection(listener string, conn net.Conn) error {
 //
 //go:noinline
 func (s *Server) handshake(listener string, t *transport.Conn) (cl *mqtt.Client, err error) {
-	if err := t.Await(); err != nil {
-		return nil, fmt.Errorf("read connection: %w", err)
-	}
-	cl = s.mqtt.NewClient(t, listener, "", false)
-	if version, code := link.CheckConnect(t.Packet()); code != packets.CodeSuccess { // [MQTT-3.1.4-1]
-		refuse(cl, version, code)
-		return cl, code
-	}
-	fh := new(packets.FixedHeader)
-	if err := cl.ReadFixedHeader(fh); err != nil {
-		return cl, err
-	}
-	pk, err := cl.ReadPacket(fh)
+	cl, pk, err := s.readConnect(listener, t)
 	if err != nil {
 		return cl, err
 	}
-	cl.ParseConnect(listener, pk)
+	if err := s.busy(cl); err != nil {
+		return cl, err
+	}
 	for _, h := range s.hooks {
 		if h.Provides(mqtt.OnConnect) {
 			if err := h.OnConnect(cl, pk); err != nil {
@@ -109,6 +99,27 @@ func (s *Server) handshake(listener string, t *transport.Conn) (cl *mqtt.Client,
 		}
 	}
 	return cl, nil
+}
+
+// readConnect reads and checks CONNECT. cl is nil where there was none.
+func (s *Server) readConnect(listener string, t *transport.Conn) (cl *mqtt.Client, pk packets.Packet, err error) {
+	if err := t.Await(); err != nil {
+		return nil, pk, fmt.Errorf("read connection: %w", err)
+	}
+	cl = s.mqtt.NewClient(t, listener, "", false)
+	if version, code := link.CheckConnect(t.Packet()); code != packets.CodeSuccess { // [MQTT-3.1.4-1]
+		refuse(cl, version, code)
+		return cl, pk, code
+	}
+	fh := new(packets.FixedHeader)
+	if err := cl.ReadFixedHeader(fh); err != nil {
+		return cl, pk, err
+	}
+	if pk, err = cl.ReadPacket(fh); err != nil {
+		return cl, pk, err
+	}
+	cl.ParseConnect(listener, pk)
+	return cl, pk, nil
 }
 
 // refuse answers a CONNECT that breaks MQTT. 3.1.1 has codes for two kinds of that; else the connection just ends.

@@ -18,7 +18,7 @@ type metrics struct {
 
 	accepted, committed, dups, delivered, retransmitted, acked, receipts prometheus.Counter
 	topicDelivered                                                       prometheus.Counter
-	refused, dropped, logins, denied                                     *prometheus.CounterVec
+	refused, dropped, logins, denied, limited, throttled                 *prometheus.CounterVec
 	batch, latency                                                       prometheus.Histogram
 	queueMessages, queueBytes                                            prometheus.Gauge
 }
@@ -54,6 +54,8 @@ func newMetrics() *metrics {
 	m.dropped = vec("dropped_total", "reason", "What was not sent to a client, by reason. Messages are never dropped for want of an acknowledgement.")
 	m.logins = vec("logins_refused_total", "reason", "Logins refused, by reason; unavailable: nobody could check.")
 	m.denied = vec("acl_denied_total", "action", "Publishes and subscriptions to ordinary topics, denied by the rules or by MQTT's own.")
+	m.limited = vec("limited_total", "limit", "What was refused since a limit was reached, by limit.")
+	m.throttled = vec("logins_throttled_total", "what", "Logins that had to wait after failed ones, and those that were refused for it.")
 	m.queueMessages = gauge("commit_queue_messages", "Messages that the last batch found waiting.")
 	m.queueBytes = gauge("commit_queue_bytes", "The size of their bodies.")
 	m.batch = prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -90,6 +92,12 @@ func (m *metrics) Denied(_ *mqtt.Client, _ string, write bool, _ int) {
 	m.denied.WithLabelValues(action).Inc()
 }
 
+// Limited counts a refusal by the hooks.
+func (m *metrics) Limited(limit string) { m.limited.WithLabelValues(limit).Inc() }
+
+// Throttled counts what failed logins did to a login.
+func (m *metrics) Throttled(what string) { m.throttled.WithLabelValues(what).Inc() }
+
 func (m *metrics) Committed(messages, dups int, took time.Duration) {
 	m.committed.Add(float64(messages - dups))
 	m.dups.Add(float64(dups))
@@ -114,16 +122,22 @@ func (m *metrics) collect(s *Server) {
 			help  string
 			value func(*transport.Counters) int64
 		}{
-			"connections":                    {"Connections open.", func(c *transport.Counters) int64 { return c.Open.Load() }},
-			"connections_total":              {"Connections let in.", func(c *transport.Counters) int64 { return c.Accepted.Load() }},
-			"connections_refused_full_total": {"Connections refused: limits.connections.", func(c *transport.Counters) int64 { return c.RefusedMax.Load() }},
-			"connections_refused_rate_total": {"Connections refused: limits.connects_per_second.", func(c *transport.Counters) int64 { return c.RefusedRate.Load() }},
-			"connections_refused_tls_total":  {"Connections refused: TLS handshake.", func(c *transport.Counters) int64 { return c.RefusedTLS.Load() }},
-			"connections_refused_http_total": {"Connections refused: no WebSocket upgrade.", func(c *transport.Counters) int64 { return c.RefusedHTTP.Load() }},
-			"connect_timeouts_total":         {"Connections closed for want of a CONNECT.", func(c *transport.Counters) int64 { return c.ConnectTimeouts.Load() }},
-			"slow_readers_total":             {"Connections closed since the peer did not read.", func(c *transport.Counters) int64 { return c.SlowReaders.Load() }},
-			"connection_panics_total":        {"Connections ended by a recovered panic.", func(c *transport.Counters) int64 { return c.Panics.Load() }},
-			"accept_errors_total":            {"Failed accepts, mostly for want of file descriptors.", func(c *transport.Counters) int64 { return c.AcceptErrors.Load() }},
+			"connections":                       {"Connections open.", func(c *transport.Counters) int64 { return c.Open.Load() }},
+			"connections_total":                 {"Connections let in.", func(c *transport.Counters) int64 { return c.Accepted.Load() }},
+			"connections_refused_full_total":    {"Connections refused: limits.connections.", func(c *transport.Counters) int64 { return c.RefusedMax.Load() }},
+			"connections_refused_address_total": {"Connections refused: limits.connections_per_address.", func(c *transport.Counters) int64 { return c.RefusedAddress.Load() }},
+			"connections_refused_rate_total":    {"Connections refused: limits.connect_backlog.", func(c *transport.Counters) int64 { return c.RefusedRate.Load() }},
+			"connections_gave_up_total":         {"Connections closed by the peer while they waited for their turn.", func(c *transport.Counters) int64 { return c.GaveUp.Load() }},
+			"connections_refused_proxy_total":   {"Connections refused: PROXY header.", func(c *transport.Counters) int64 { return c.RefusedProxy.Load() }},
+			"reading_paused_bytes_total":        {"Pauses in reading: limits.bytes_per_second.", func(c *transport.Counters) int64 { return c.PausedBytes.Load() }},
+			"reading_paused_messages_total":     {"Pauses in reading: limits.messages_per_second.", func(c *transport.Counters) int64 { return c.PausedMessages.Load() }},
+			"reading_paused_overload_total":     {"Pauses in reading: overload.", func(c *transport.Counters) int64 { return c.PausedSlow.Load() }},
+			"connections_refused_tls_total":     {"Connections refused: TLS handshake.", func(c *transport.Counters) int64 { return c.RefusedTLS.Load() }},
+			"connections_refused_http_total":    {"Connections refused: no WebSocket upgrade.", func(c *transport.Counters) int64 { return c.RefusedHTTP.Load() }},
+			"connect_timeouts_total":            {"Connections closed for want of a CONNECT.", func(c *transport.Counters) int64 { return c.ConnectTimeouts.Load() }},
+			"slow_readers_total":                {"Connections closed since the peer did not read.", func(c *transport.Counters) int64 { return c.SlowReaders.Load() }},
+			"connection_panics_total":           {"Connections ended by a recovered panic.", func(c *transport.Counters) int64 { return c.Panics.Load() }},
+			"accept_errors_total":               {"Failed accepts, mostly for want of file descriptors.", func(c *transport.Counters) int64 { return c.AcceptErrors.Load() }},
 		} {
 			o := prometheus.Opts{Name: "mqim_" + name, Help: v.help, ConstLabels: labels}
 			f := func() float64 { return float64(v.value(c)) }
@@ -134,6 +148,15 @@ func (m *metrics) collect(s *Server) {
 			}
 		}
 	}
+	m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "mqim_connections_waiting", Help: "Connections that wait for their turn: limits.connects_per_second.",
+	}, func() float64 { return float64(s.limits.Waiting()) }))
+	s.overload.Levels(func(cause string, level func() int) {
+		m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "mqim_overload_level", Help: "0 normal, 1 reading is slowed, 2 connections are refused, 3 messages are refused.",
+			ConstLabels: prometheus.Labels{"cause": cause},
+		}, func() float64 { return float64(level()) }))
+	})
 	m.reg.MustRegister(&storeCollector{s: s, desc: map[string]*prometheus.Desc{}})
 }
 

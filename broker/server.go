@@ -4,6 +4,7 @@ package broker
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,7 @@ import (
 	"github.com/mqim/mqim/hooks/acl"
 	"github.com/mqim/mqim/hooks/auth"
 	imhook "github.com/mqim/mqim/hooks/im"
+	"github.com/mqim/mqim/hooks/limit"
 	"github.com/mqim/mqim/hooks/link"
 	"github.com/mqim/mqim/hooks/topics"
 	"github.com/mqim/mqim/im"
@@ -33,17 +35,22 @@ type Server struct {
 	level   *slog.LevelVar
 	metrics *metrics
 
-	store     *pebble.Store
-	engine    *im.Engine
-	mqtt      *mqtt.Server
-	hooks     []mqtt.Hook // in the order in which mochi asks them, and serveConnection
-	auth      *auth.Hook
-	acl       *acl.Hook
-	topics    *topics.Hook
-	limits    *transport.Limits
-	listeners []*transport.Listener
-	certs     []*transport.Certificates
-	http      *httpServer
+	store                 *pebble.Store
+	commits, topicCommits *watchedStore // the engine's, and that of ordinary topics
+	overload              *limit.Overload
+	engine                *im.Engine
+	mqtt                  *mqtt.Server
+	hooks                 []mqtt.Hook // in the order in which mochi asks them, and serveConnection
+	auth                  *auth.Hook
+	acl                   *acl.Hook
+	topics                *topics.Hook
+	limits                *transport.Limits
+	listeners             []*transport.Listener
+	certs                 []*transport.Certificates
+	http                  *httpServer
+
+	clientUser map[string]string // client_user by listener; does not change
+	elsewhere  string            // node.server_reference; does not change
 
 	settling chan struct{} // closed by Close
 	settled  sync.WaitGroup
@@ -65,7 +72,13 @@ const (
 // New opens the store and the listening sockets, so that what is wrong with them is known before anything is promised.
 // level, if not nil, is set by a reload.
 func New(cfg *config.Config, log *slog.Logger, level *slog.LevelVar) (*Server, error) {
-	s := &Server{cfg: cfg, log: log, level: level, metrics: newMetrics(), settling: make(chan struct{})}
+	s := &Server{
+		cfg: cfg, log: log, level: level, metrics: newMetrics(), settling: make(chan struct{}),
+		clientUser: map[string]string{}, elsewhere: cfg.Node.ServerReference,
+	}
+	for _, l := range cfg.Listeners {
+		s.clientUser[l.Name] = l.ClientUser
+	}
 	if err := s.open(); err != nil {
 		_ = s.Close(context.Background())
 		return nil, err
@@ -83,7 +96,11 @@ func (s *Server) open() error {
 	}
 	ec := engineConfig(s.cfg)
 	ec.Metrics, ec.Log = s.metrics, s.log
-	s.engine = im.New(s.store, ec)
+	level := func() int { return s.overload.Level() }
+	s.commits = &watchedStore{Store: s.store, overload: level}
+	s.topicCommits = &watchedStore{Store: s.store, overload: level}
+	s.overload = s.watch()
+	s.engine = im.New(s.commits, ec)
 	if err := s.openBroker(); err != nil {
 		return err
 	}
@@ -128,6 +145,7 @@ func engineConfig(c *config.Config) im.Config {
 
 // openBroker makes the mochi server and its hooks, in the order in which they are asked.
 func (s *Server) openBroker() error {
+	l := &s.cfg.Limits
 	caps := mqtt.NewDefaultServerCapabilities()
 	caps.MaximumMessageExpiryInterval = 0 // what the publisher says, and nothing else
 	caps.MaximumClientWritesPending = mochiWrites
@@ -144,18 +162,26 @@ func (s *Server) openBroker() error {
 	if err != nil {
 		return err
 	}
-	if s.auth, err = auth.New(auth.Options{Authenticator: a, Disconnect: s.disconnect, Log: s.log, Refused: s.metrics.LoginRefused}); err != nil {
+	if s.auth, err = auth.New(auth.Options{
+		Authenticator: a, Disconnect: s.disconnect, Log: s.log, Refused: s.metrics.LoginRefused,
+		Certified: s.certified, Throttle: s.cfg.Auth.Throttle.D(), Throttled: s.metrics.Throttled,
+	}); err != nil {
 		return err
 	}
 	s.acl = acl.New(acl.Options{Rules: rules, Denied: s.metrics.Denied})
 	reg := link.NewRegistry(s.transportOptions())
 	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log})
 	s.topics = topics.New(s.mqtt, topics.Options{
-		Registry: reg, Store: s.store, Allow: s.acl.Allowed, Metrics: s.metrics, Log: s.log,
+		Registry: reg, Store: s.topicCommits, Allow: s.acl.Allowed, Metrics: s.metrics, Log: s.log,
 		RefuseWhenFull: s.cfg.Sessions.Overflow == config.OverflowRefuse,
 	})
 	reg.Exclusive()
-	s.hooks = []mqtt.Hook{s.auth, imh, s.topics, s.acl}
+	lim := limit.New(limit.Options{
+		ConnectionsPerUser: l.ConnectionsPerUser, Subscriptions: l.Subscriptions, TopicLevels: l.TopicLevels, TopicBytes: int(l.TopicBytes),
+		Overload: s.overload, Count: s.metrics.Limited, Log: s.log,
+	})
+	reg.Guard(lim.Publish)
+	s.hooks = []mqtt.Hook{s.auth, lim, imh, s.topics, s.acl}
 	for _, h := range s.hooks {
 		if err := s.mqtt.AddHook(h, nil); err != nil {
 			return err
@@ -174,6 +200,36 @@ func (s *Server) disconnect(cl *mqtt.Client, code packets.Code) {
 		}
 	}
 	cl.Stop(code)
+}
+
+// certified is the user that a client's certificate names, where its listener says that it does.
+func (s *Server) certified(cl *mqtt.Client) (user string, ok bool, err error) {
+	from := s.clientUser[cl.Net.Listener]
+	if from == "" {
+		return "", false, nil
+	}
+	t, _ := cl.Net.Conn.(*transport.Conn)
+	if t == nil || t.TLS() == nil || len(t.TLS().VerifiedChains) == 0 {
+		return "", true, &auth.Refusal{Reason: "no verified certificate"}
+	}
+	user = certificateUser(t.TLS().VerifiedChains[0][0], from)
+	if user == "" {
+		return "", true, &auth.Refusal{Reason: "the certificate names no user"}
+	}
+	return user, true, nil
+}
+
+// certificateUser is the subject's common name or, with "san", the first e-mail address or DNS name; "" is none.
+func certificateUser(c *x509.Certificate, from string) string {
+	switch {
+	case from == "cn":
+		return c.Subject.CommonName
+	case len(c.EmailAddresses) > 0:
+		return c.EmailAddresses[0]
+	case len(c.DNSNames) > 0:
+		return c.DNSNames[0]
+	}
+	return ""
 }
 
 func authenticator(c *config.Auth, log *slog.Logger) (auth.Authenticator, error) {
@@ -219,6 +275,7 @@ func (s *Server) transportOptions() transport.Options {
 		ConnectTimeout: unlimited(l.ConnectTimeout.D(), 365*24*time.Hour),
 		WriteTimeout:   unlimited(l.WriteTimeout.D(), 365*24*time.Hour),
 		WriteBuffer:    unlimited(int(l.WriteBuffer), 1<<30),
+		BytesPerSecond: int(l.BytesPerSecond), MessagesPerSecond: l.MessagesPerSecond, Slow: s.overload.Pause,
 	}
 	if l.MessageBytes > 0 && l.CommandBytes > 0 {
 		o.MaxPacket = int(max(l.MessageBytes, l.CommandBytes)) + packetOverhead
@@ -234,14 +291,22 @@ func unlimited[T int | time.Duration](v, none T) T {
 	return v
 }
 
+func doorLimits(c *config.Config) transport.LimitsConfig {
+	l := &c.Limits
+	return transport.LimitsConfig{
+		Connections: l.Connections, PerAddress: l.ConnectionsPerAddress,
+		ConnectsPerSecond: float64(l.ConnectsPerSecond), Backlog: l.ConnectBacklog,
+	}
+}
+
 func (s *Server) openListeners() error {
-	l := &s.cfg.Limits
-	s.limits = transport.NewLimits(l.Connections, float64(l.ConnectsPerSecond))
+	s.limits = transport.NewLimits(doorLimits(s.cfg))
 	for _, c := range s.cfg.Listeners {
 		lc := transport.ListenerConfig{
 			ID: c.Name, Type: c.Type, Address: c.Address, Path: c.Path,
 			Options: s.transportOptions(), Limits: s.limits, Logger: s.log,
-			Establish: s.serveConnection, Done: s.connectionDone,
+			Establish: s.serveConnection, Refuse: s.refuseConnection, Done: s.connectionDone,
+			ProxyProtocol: c.ProxyProtocol,
 		}
 		if c.TLS() {
 			certs, err := transport.OpenCertificates(c.Cert, c.Key, c.ClientCA)
@@ -359,6 +424,7 @@ func (s *Server) shutdown(ctx context.Context) error {
 	if s.engine != nil {
 		errs = append(errs, s.engine.Close(ctx))
 	}
+	s.overload.Close()
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
 	}
@@ -393,7 +459,7 @@ func (s *Server) Reload(cfg *config.Config) (live, restart []string, err error) 
 	live, restart = config.Diff(s.cfg, cfg)
 	s.acl.SetRules(rules)
 	s.topics.Recheck()
-	s.limits.Set(cfg.Limits.Connections, float64(cfg.Limits.ConnectsPerSecond))
+	s.limits.Set(doorLimits(cfg))
 	s.engine.Reconfigure(engineConfig(cfg))
 	if s.level != nil {
 		_ = s.level.UnmarshalText([]byte(cfg.Log.Level))

@@ -36,10 +36,18 @@ type Options struct {
 	WriteBuffer    int           // bytes waiting to be written; one packet may exceed it; default 1 MiB
 	MaxConnect     int           // size of CONNECT; default 64 KiB
 	MaxPacket      int           // size of any later packet
+
+	// What a peer may send, a second's worth of it at once; 0 is no limit. Beyond it reading is paused, and the peer
+	// slowed by TCP; nothing is dropped.
+	BytesPerSecond    int
+	MessagesPerSecond int // PUBLISH packets
+	// Slow, if set, says how long reading pauses now after each time that a peer has published.
+	Slow func() time.Duration
 }
 
 const (
 	maxRemaining = 268_435_455 // the largest length that four bytes of 7 bits hold
+	publish      = 3           // the type of PUBLISH
 	smallRead    = 512         // an idle connection's read buffer
 	bigRead      = 16 << 10    // a busy connection's
 	closeLinger  = time.Second // how long Close goes on writing what was accepted
@@ -72,7 +80,8 @@ type Handler interface {
 	// Oversized is told of a PUBLISH larger than MaxPacket, with the beginning of its body; the rest is read and
 	// thrown away. An error ends the connection.
 	Oversized(first byte, head []byte) error
-	// Drained is called when no complete packet is left to handle and the connection is about to wait for more.
+	// Drained is called when no complete packet is left to handle and the connection is about to wait for more, and
+	// before a pause.
 	Drained()
 }
 
@@ -96,6 +105,7 @@ type Conn struct {
 	skip    int // bytes still to come that belong to an oversized packet
 	opened  bool
 	begun   bool // the broker has been handed a packet
+	pace    pace
 	small   [smallRead]byte
 
 	deadline struct {
@@ -116,7 +126,8 @@ type Conn struct {
 	dead     bool       // the socket is closed
 	wdl      time.Time  // the write deadline in force
 	onClose  []func()
-	listened bool // a Listener runs the connection, and will call onEnd
+	counters *Counters // of the Listener; nil: none
+	listened bool      // a Listener runs the connection, and will call onEnd
 	onEnd    []func()
 	closed   atomic.Bool // Close was called
 }
@@ -134,6 +145,7 @@ func Wrap(c net.Conn, o Options) *Conn {
 	t := &Conn{Conn: c, opt: o.withDefaults()}
 	t.room.L = &t.mu
 	t.buf = t.small[:]
+	t.pace.init(&t.opt)
 	t.deadline.read = time.Now().Add(t.opt.ConnectTimeout)
 	_ = c.SetReadDeadline(t.deadline.read)
 	return t
@@ -212,6 +224,11 @@ func (c *Conn) next() (ok bool, err error) {
 		c.reserve(size)
 		return false, nil
 	}
+	if first>>4 == publish {
+		if err := c.paceMessage(); err != nil {
+			return false, err
+		}
+	}
 	if c.handler != nil {
 		consumed, err := c.handler.Frame(first, c.buf[c.r+head:c.r+size:c.r+size])
 		if err != nil {
@@ -231,7 +248,7 @@ func (c *Conn) next() (ok bool, err error) {
 // can be answered; for anything else there is no answer in MQTT but the end.
 func (c *Conn) oversized(first byte, head, size int) (bool, error) {
 	const enough = 2 + 65535 + 2 // topic and packet id
-	if !c.opened || c.handler == nil || first>>4 != 3 {
+	if !c.opened || c.handler == nil || first>>4 != publish {
 		return false, ErrTooLarge
 	}
 	if c.w-c.r < min(size, head+enough) {
@@ -291,6 +308,9 @@ func (c *Conn) release() {
 
 // fill waits for bytes.
 func (c *Conn) fill() error {
+	if err := c.paceRead(); err != nil {
+		return err
+	}
 	if c.r == c.w {
 		c.r, c.w = 0, 0
 		if len(c.buf) > bigRead {
@@ -303,8 +323,9 @@ func (c *Conn) fill() error {
 	if err := c.arm(); err != nil {
 		return err
 	}
-	n, err := c.Conn.Read(c.buf[c.w:])
+	n, err := c.Conn.Read(c.pace.cut(c.buf[c.w:]))
 	c.w += n
+	c.pace.read(n)
 	switch {
 	case n == 0 && err != nil:
 		if cause := c.Err(); cause != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net"
 	"net/http"
 	"runtime/debug"
@@ -43,11 +42,17 @@ type ListenerConfig struct {
 	CheckOrigin func(*http.Request) bool
 
 	Options Options
-	Limits  *Limits      // shared by listeners that have a limit in common; nil: none
-	Logger  *slog.Logger // default: the one that the broker gives Init
+	Limits  *Limits // shared by listeners that have a limit in common; nil: none
+	// ProxyProtocol: every connection begins with a PROXY header (version 1 or 2), and comes from the address in it. Only
+	// the proxy may be able to reach such a listener: anybody can write a header.
+	ProxyProtocol bool
+	Logger        *slog.Logger // default: the one that the broker gives Init
 
 	// Establish serves a connection instead of the broker's own function, if set; it returns when the connection is over.
 	Establish listeners.EstablishFn
+	// Refuse is told of a connection that a limit turns away, instead of Establish, and gets to answer its CONNECT: some
+	// of them, so that a flood costs little; the others are closed at once, as all are where Refuse is nil.
+	Refuse func(c *Conn, why Refusal) error
 	// OnEstablish is called on the connection's goroutine before the broker sees the connection: the time to set
 	// Owner and OnDrain.
 	OnEstablish func(*Conn)
@@ -62,61 +67,20 @@ type ListenerConfig struct {
 type Counters struct {
 	Accepted        atomic.Int64 // connections let in at the door
 	Open            atomic.Int64 // of these, now open
-	RefusedMax      atomic.Int64 // closed at once: MaxConnections
-	RefusedRate     atomic.Int64 // closed at once: ConnectsPerSecond
+	RefusedMax      atomic.Int64 // RefusedFull
+	RefusedAddress  atomic.Int64 // RefusedAddress
+	RefusedRate     atomic.Int64 // RefusedBacklog
+	GaveUp          atomic.Int64 // closed by the peer while it waited for its turn
+	RefusedProxy    atomic.Int64 // no PROXY header, or a bad one, or too slow
 	RefusedTLS      atomic.Int64 // the TLS handshake failed or took too long
 	RefusedHTTP     atomic.Int64 // no WebSocket upgrade came of it: wrong path, not an upgrade, too slow
 	ConnectTimeouts atomic.Int64 // no CONNECT in time
 	SlowReaders     atomic.Int64 // closed with ErrSlow
+	PausedBytes     atomic.Int64 // pauses in reading: BytesPerSecond
+	PausedMessages  atomic.Int64 // pauses in reading: MessagesPerSecond
+	PausedSlow      atomic.Int64 // pauses in reading: Slow
 	Panics          atomic.Int64 // connections that ended in a recovered panic
 	AcceptErrors    atomic.Int64 // accept(2) failed, mostly for want of file descriptors
-}
-
-// Limits are kept at the door. One value may serve several listeners, which then share them.
-type Limits struct {
-	max  atomic.Int64
-	open atomic.Int64
-	rate atomic.Pointer[rate.Limiter] // nil: no limit
-}
-
-// NewLimits limits the number of connections that are open at a time and that are let in a second (a second's worth
-// may come at once). 0 is no limit.
-func NewLimits(connections int, connectsPerSecond float64) *Limits {
-	l := new(Limits)
-	l.Set(connections, connectsPerSecond)
-	return l
-}
-
-// Set changes the limits; connections that are open stay.
-func (l *Limits) Set(connections int, connectsPerSecond float64) {
-	l.max.Store(int64(connections))
-	var r *rate.Limiter
-	if connectsPerSecond > 0 {
-		r = rate.NewLimiter(rate.Limit(connectsPerSecond), int(math.Ceil(connectsPerSecond)))
-	}
-	l.rate.Store(r)
-}
-
-// enter takes a place, or names the counter of what there is no place for.
-func (l *Limits) enter(c *Counters) *atomic.Int64 {
-	if l == nil {
-		return nil
-	}
-	if n, m := l.open.Add(1), l.max.Load(); m > 0 && n > m {
-		l.open.Add(-1)
-		return &c.RefusedMax
-	}
-	if r := l.rate.Load(); r != nil && !r.Allow() {
-		l.open.Add(-1)
-		return &c.RefusedRate
-	}
-	return nil
-}
-
-func (l *Limits) leave() {
-	if l != nil {
-		l.open.Add(-1)
-	}
 }
 
 // PanicError is what Done is told when the broker panicked over a connection.
@@ -153,6 +117,9 @@ var _ listeners.Listener = (*Listener)(nil)
 func NewListener(cfg ListenerConfig) *Listener {
 	if cfg.Path == "" {
 		cfg.Path = "/mqtt"
+	}
+	if cfg.Limits == nil {
+		cfg.Limits = NewLimits(LimitsConfig{})
 	}
 	cfg.Options = cfg.Options.withDefaults()
 	// MQTT has its own keep-alive, and a probe wakes a phone's radio: the default of one every 15 s is only
@@ -270,56 +237,91 @@ func (l *Listener) Serve(establish listeners.EstablishFn) {
 	}
 }
 
-// admit starts a connection's goroutine, or turns it away.
+// admit lets a connection in, has it wait for its turn, or turns it away.
 func (l *Listener) admit(raw net.Conn, establish listeners.EstablishFn) {
-	if refused := l.cfg.Limits.enter(&l.Counters); refused != nil {
-		refused.Add(1)
-		l.loudest.Do(func() {
-			l.log.Info("connection refused: limit reached (one line a second)", "remote", raw.RemoteAddr().String(),
-				"over_connections", l.Counters.RefusedMax.Load(), "over_rate", l.Counters.RefusedRate.Load())
-		})
-		_ = raw.Close()
-		return
+	v := &visit{l: l, raw: raw}
+	v.serve = func(c *Conn) error { return establish(l.cfg.ID, c) }
+	if !l.cfg.ProxyProtocol {
+		v.address = counted(raw.RemoteAddr())
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing {
-		l.cfg.Limits.leave()
 		_ = raw.Close()
 		return
 	}
-	l.conns[raw] = nil
-	l.Counters.Accepted.Add(1)
-	l.Counters.Open.Add(1)
 	l.wg.Add(1)
-	go l.run(raw, establish)
+	l.Counters.Open.Add(1)
+	l.conns[raw] = nil
+	why := l.cfg.Limits.enter(v)
+	switch {
+	case why == "":
+		l.Counters.Accepted.Add(1)
+	case l.refuse(v, why):
+		go l.run(v)
+	default:
+		_ = raw.Close()
+		delete(l.conns, raw)
+		l.Counters.Open.Add(-1)
+		l.wg.Done()
+	}
+}
+
+// refuse counts a refusal. It reports whether the peer is to be told.
+func (l *Listener) refuse(v *visit, why Refusal) bool {
+	v.refused = why
+	switch why {
+	case RefusedFull:
+		l.Counters.RefusedMax.Add(1)
+	case RefusedAddress:
+		l.Counters.RefusedAddress.Add(1)
+	case RefusedBacklog:
+		l.Counters.RefusedRate.Add(1)
+	}
+	l.loudest.Do(func() {
+		l.log.Info("connection refused: limit reached (one line a second)", "remote", v.raw.RemoteAddr().String(), "limit", string(why),
+			"over_connections", l.Counters.RefusedMax.Load(), "over_address", l.Counters.RefusedAddress.Load(),
+			"over_rate", l.Counters.RefusedRate.Load())
+	})
+	return l.cfg.Refuse != nil && l.cfg.Limits.answers.Allow()
+}
+
+// end gives back what a connection had.
+func (l *Listener) end(v *visit) {
+	_ = v.raw.Close()
+	l.mu.Lock()
+	delete(l.conns, v.raw)
+	l.mu.Unlock()
+	l.Counters.Open.Add(-1)
+	if v.counted {
+		l.cfg.Limits.leave(v)
+	}
+	l.wg.Done()
 }
 
 // run is a connection's goroutine.
-func (l *Listener) run(raw net.Conn, establish listeners.EstablishFn) {
-	defer l.wg.Done()
-	defer func() {
-		_ = raw.Close()
-		l.mu.Lock()
-		delete(l.conns, raw)
-		l.mu.Unlock()
-		l.Counters.Open.Add(-1)
-		l.cfg.Limits.leave()
-	}()
-	log := l.log.With("remote", raw.RemoteAddr().String())
+func (l *Listener) run(v *visit) {
+	defer l.end(v)
+	log := l.log.With("remote", v.raw.RemoteAddr().String())
 
 	var c *Conn
-	err := l.guard(log, func() (err error) { c, err = l.wrap(raw); return })
+	err := l.guard(log, func() (err error) { c, err = l.wrap(v); return })
 	if err != nil {
 		log.Debug("connection ended in its handshake", "error", err)
 		return
 	}
+	if l.cfg.ProxyProtocol {
+		log = l.log.With("remote", c.RemoteAddr().String())
+	}
 	log.Debug("connection accepted")
 	err = l.guard(log, func() error {
+		if v.refused != "" {
+			return l.cfg.Refuse(c, v.refused)
+		}
 		if l.cfg.OnEstablish != nil {
 			l.cfg.OnEstablish(c)
 		}
-		return establish(l.cfg.ID, c)
+		return v.serve(c)
 	})
 	switch {
 	case errors.Is(c.Err(), ErrSlow):
@@ -353,11 +355,25 @@ func (l *Listener) guard(log *slog.Logger, f func() error) (err error) {
 }
 
 // wrap does the handshakes that come before MQTT.
-func (l *Listener) wrap(raw net.Conn) (*Conn, error) {
+func (l *Listener) wrap(v *visit) (*Conn, error) {
+	raw := v.raw
 	_ = raw.SetDeadline(time.Now().Add(l.cfg.Options.ConnectTimeout))
 	conn := raw
+	if l.cfg.ProxyProtocol {
+		p, err := readProxy(raw)
+		if err != nil {
+			l.Counters.RefusedProxy.Add(1)
+			return nil, err
+		}
+		conn = p
+		if v.refused == "" {
+			if why := l.cfg.Limits.arrived(v, counted(p.remote)); why != "" && !l.refuse(v, why) {
+				return nil, fmt.Errorf("limit reached: %s", why)
+			}
+		}
+	}
 	if l.cfg.TLS != nil {
-		t := tls.Server(raw, l.cfg.TLS)
+		t := tls.Server(conn, l.cfg.TLS)
 		if err := t.Handshake(); err != nil {
 			l.Counters.RefusedTLS.Add(1)
 			return nil, fmt.Errorf("TLS handshake: %w", err)
@@ -374,7 +390,7 @@ func (l *Listener) wrap(raw net.Conn) (*Conn, error) {
 	}
 	_ = raw.SetDeadline(time.Time{})
 	c := Wrap(conn, l.cfg.Options)
-	c.listened = true
+	c.listened, c.counters = true, &l.Counters
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -406,6 +422,9 @@ func (l *Listener) Close(closeClients listeners.CloseFn) {
 		}
 	}
 	l.mu.Unlock()
+	for _, v := range l.cfg.Limits.drop(l) {
+		l.end(v)
+	}
 
 	// The broker disconnects one client after the other and a client with a full buffer would hold it up.
 	cut := time.AfterFunc(closeGrace, func() {

@@ -403,62 +403,6 @@ func TestAcceptErrorsBackOff(t *testing.T) {
 	})
 }
 
-func TestLimitsAtTheDoor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		limits := NewLimits(2, 0)
-		l := local("tcp", func(c *ListenerConfig) { c.Limits = limits })
-		l.listen = f.listen
-		if err := l.Init(nil); err != nil {
-			t.Fatal(err)
-		}
-		go l.Serve(func(_ string, c net.Conn) error { _, err := c.Read(make([]byte, 1)); return err })
-		var open []net.Conn
-		try := func() bool {
-			b := f.dial()
-			synctest.Wait()
-			_ = b.SetReadDeadline(time.Now().Add(time.Millisecond))
-			if _, err := b.Read(make([]byte, 1)); err == io.EOF {
-				return false
-			}
-			open = append(open, b)
-			return true
-		}
-		leave := func() {
-			for _, b := range open {
-				b.Close()
-			}
-			open = nil
-			synctest.Wait()
-		}
-		if got := fmt.Sprint(try(), try(), try()); got != "true true false" {
-			t.Errorf("two places: let in: %v", got)
-		}
-		leave()
-		if !try() || l.Counters.RefusedMax.Load() != 1 {
-			t.Error("a place is not given back, or the refusal not counted")
-		}
-		leave()
-
-		limits.Set(0, 2)
-		if got := fmt.Sprint(try(), try(), try()); got != "true true false" {
-			t.Errorf("two a second: let in: %v", got)
-		}
-		time.Sleep(time.Second)
-		if got := fmt.Sprint(try(), try(), try()); got != "true true false" {
-			t.Errorf("two a second, a second later: let in: %v", got)
-		}
-		if n := l.Counters.RefusedRate.Load(); n != 2 {
-			t.Errorf("counted %d refusals, want 2", n)
-		}
-		leave()
-		l.Close(func(string) {})
-		if n := limits.open.Load(); n != 0 {
-			t.Errorf("%d places are lost", n)
-		}
-	})
-}
-
 func TestCountsOfEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()

@@ -36,6 +36,22 @@ auth.bad.yaml:13:19: auth.http.negative_ttl: found -1s, expected at least 0s
 auth.bad.yaml:14:17: auth.http.cache_size: found 0, expected 1 to 10000000`,
 	"backend.bad.yaml": `
 backend.bad.yaml:1:7: auth.mysql.dsn: not a DSN; expected user:password@tcp(host:3306)/database`,
+	"doors.bad.yaml": `
+doors.bad.yaml:1:26: node.server_reference: found "a\tb", expected at most 1024 bytes without control characters
+doors.bad.yaml:2:30: auth.throttle: found 31s, expected 0s to 30s
+doors.bad.yaml:4:51: listeners[0].proxy_protocol: found "yes", expected true or false
+doors.bad.yaml:5:65: listeners[1].client_user: found "cn", expected none without client_ca: nobody would vouch for the certificate
+doors.bad.yaml:6:79: listeners[2].client_user: found "mail", expected cn or san
+doors.bad.yaml:8:28: limits.connections_per_address: found -1, expected at least 0
+doors.bad.yaml:9:25: limits.connections_per_user: found -1, expected at least 0
+doors.bad.yaml:10:20: limits.connect_backlog: found -1, expected at least 0
+doors.bad.yaml:11:21: limits.bytes_per_second: found -1, expected 0 to 1TiB
+doors.bad.yaml:12:24: limits.messages_per_second: found -1, expected at least 0
+doors.bad.yaml:13:18: limits.subscriptions: found -1, expected at least 0
+doors.bad.yaml:14:17: limits.topic_levels: found -1, expected at least 0
+doors.bad.yaml:15:16: limits.topic_bytes: found 65537, expected 0 to 65535
+doors.bad.yaml:16:11: limits.memory: found -1, expected 0 to 1024TiB
+doors.bad.yaml:17:17: limits.commit_delay: found -1s, expected at least 0s`,
 	"documents.bad.yaml": `
 documents.bad.yaml:2:1: found 2 YAML documents, expected one`,
 	"jwt.bad.yaml": `
@@ -90,7 +106,7 @@ types.bad.yaml:8:18: limits.command_bytes: found "99999999TiB", expected a size 
 types.bad.yaml:9:15: limits.connections: found nothing, expected a whole number
 types.bad.yaml:10:6: log: found "debug", expected a section with level, format
 types.bad.yaml:11:6: acl: found a section, expected a list
-types.bad.yaml:12:7: node: found a list, expected a section with name, shutdown_timeout
+types.bad.yaml:12:7: node: found a list, expected a section with name, server_reference, shutdown_timeout
 types.bad.yaml:14:12: http.address: found a section, expected a text`,
 	"unknown.bad.yaml": `
 unknown.bad.yaml:4:5: store.pebble.pth: unknown key (did you mean "path"?)

@@ -44,7 +44,7 @@ func Default() *Config {
 		},
 		HTTP: HTTP{Address: "127.0.0.1:8080"},
 		Auth: Auth{
-			Mode: "trust", File: AuthFile{Path: "users.yaml"},
+			Mode: "trust", Throttle: Duration(4 * time.Second), File: AuthFile{Path: "users.yaml"},
 			JWT: AuthJWT{JWKSRefresh: Duration(time.Hour), JWKSCooldown: Duration(10 * time.Second), UserClaim: "sub"},
 			MySQL: AuthMySQL{
 				Query: "SELECT password_hash, name FROM users WHERE name = ?", Timeout: Duration(5 * time.Second), Connections: 8,
@@ -65,6 +65,7 @@ func Default() *Config {
 			MessageBytes: 256 << 10, CommandBytes: 512 << 10, SendsPerSecond: 200, SendBurst: 400, DevicesPerUser: 100,
 			RetainedMessages: 1000000,
 			ConnectTimeout:   Duration(5 * time.Second), WriteTimeout: Duration(10 * time.Second), WriteBuffer: 1 << 20,
+			ConnectBacklog: 10000, Subscriptions: 10000, TopicLevels: 200, CommitDelay: Duration(time.Second),
 		},
 		Log: Log{Level: "info", Format: "text"},
 	}
@@ -73,6 +74,7 @@ func Default() *Config {
 // Node is about this process.
 type Node struct {
 	Name            string   `yaml:"name"`             // "": see NodeName
+	ServerReference string   `yaml:"server_reference"` // where MQTT 5 clients are sent that there is no room for; "": nowhere
 	ShutdownTimeout Duration `yaml:"shutdown_timeout"` // how long stopping may take before connections are cut
 }
 
@@ -97,6 +99,9 @@ type Listener struct {
 	Cert     string `yaml:"cert"`      // tls and wss: PEM file
 	Key      string `yaml:"key"`       // tls and wss: PEM file
 	ClientCA string `yaml:"client_ca"` // tls and wss: PEM file; set, clients must show a certificate signed by it
+
+	ClientUser    string `yaml:"client_user"`    // with client_ca: cn or san, what names the user; "": the certificate does not
+	ProxyProtocol bool   `yaml:"proxy_protocol"` // each connection begins with a PROXY header, version 1 or 2
 }
 
 // HTTP is the address of /healthz, /readyz and /metrics; "" turns them off.
@@ -106,11 +111,12 @@ type HTTP struct {
 
 // Auth is how users prove who they are.
 type Auth struct {
-	Mode  string    `yaml:"mode"` // trust, file, jwt, mysql or http
-	File  AuthFile  `yaml:"file"`
-	JWT   AuthJWT   `yaml:"jwt"`
-	MySQL AuthMySQL `yaml:"mysql"`
-	HTTP  AuthHTTP  `yaml:"http"`
+	Mode     string    `yaml:"mode"`     // trust, file, jwt, mysql or http
+	Throttle Duration  `yaml:"throttle"` // the longest that a login waits after failed ones; 0: it does not
+	File     AuthFile  `yaml:"file"`
+	JWT      AuthJWT   `yaml:"jwt"`
+	MySQL    AuthMySQL `yaml:"mysql"`
+	HTTP     AuthHTTP  `yaml:"http"`
 }
 
 // AuthFile is the users file of mode file.
@@ -255,6 +261,17 @@ type Limits struct {
 	ConnectTimeout    Duration `yaml:"connect_timeout"` // from the connection to its CONNECT packet
 	WriteTimeout      Duration `yaml:"write_timeout"`   // of a socket that takes nothing
 	WriteBuffer       Size     `yaml:"write_buffer"`    // per connection
+
+	ConnectionsPerAddress int      `yaml:"connections_per_address"` // an IPv4 address or an IPv6 network of 64 bits
+	ConnectionsPerUser    int      `yaml:"connections_per_user"`
+	ConnectBacklog        int      `yaml:"connect_backlog"`     // connections that wait for connects_per_second
+	BytesPerSecond        Size     `yaml:"bytes_per_second"`    // that a connection is read
+	MessagesPerSecond     int      `yaml:"messages_per_second"` // PUBLISH packets that a connection is read
+	Subscriptions         int      `yaml:"subscriptions"`       // of a client, outside im/
+	TopicLevels           int      `yaml:"topic_levels"`        // of a topic or a filter outside im/
+	TopicBytes            Size     `yaml:"topic_bytes"`         // of a topic or a filter outside im/
+	Memory                Size     `yaml:"memory"`              // of the process; 0: GOMEMLIMIT or nine tenths of the container's, if there is one
+	CommitDelay           Duration `yaml:"commit_delay"`        // a commit that takes longer is overload
 }
 
 // Log is what is logged and how.

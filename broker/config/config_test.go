@@ -184,7 +184,7 @@ func TestEnvironmentMistakes(t *testing.T) {
 	want := []string{
 		`config.yaml:1:14: log.level: found "x", expected debug, info, warn or error`,
 		`MQIM_ACL: acl[0].alow: unknown key (did you mean "allow"?)`,
-		`MQIM_AUTH: auth: found a text, expected a section with mode, file, jwt, mysql, http`,
+		`MQIM_AUTH: auth: found a text, expected a section with mode, throttle, file, jwt, mysql, http`,
 		`MQIM_CLUSTER_REDIS_DB: cluster.redis.db: found "TOO", expected a whole number`,
 		`MQIM_DELIVERY_MAX_ATTEMPTS: delivery.max_attempts: found 0, expected 1 to 1000`,
 		`MQIM_DELIVERY_WINDOW: delivery.window: found "many", expected a whole number`,

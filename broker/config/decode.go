@@ -154,6 +154,11 @@ func (d *decoder) scalar(text string, v reflect.Value, key string, n *yaml.Node)
 			*target = i
 			return
 		}
+	case *bool:
+		if text == "true" || text == "false" {
+			*target = text == "true"
+			return
+		}
 	default:
 		v.SetString(text)
 		return
@@ -168,6 +173,8 @@ func expected(v reflect.Value) string {
 		return target.UnmarshalText(nil).Error()
 	case *int:
 		return "a whole number"
+	case *bool:
+		return "true or false"
 	}
 	return "a text"
 }

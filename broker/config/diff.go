@@ -12,6 +12,7 @@ import (
 var live = []string{
 	"log.level", "acl", "delivery.", "limits.sends_per_second", "limits.send_burst", "limits.connections",
 	"limits.connects_per_second", "limits.devices_per_user",
+	"limits.connections_per_address", "limits.connect_backlog",
 }
 
 // Diff lists the keys whose values differ: those that a reload takes over, and those that need a restart. A list is

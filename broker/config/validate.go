@@ -15,6 +15,15 @@ import (
 // maxPacket is what MQTT can carry in one packet, in bytes [MQTT-2.1.4].
 const maxPacket = 268435455
 
+// maxTopic is the longest topic of MQTT, in bytes [MQTT-1.5.4].
+const maxTopic = 65535
+
+// maxReference bounds node.server_reference, in bytes: it goes into CONNACK.
+const maxReference = 1024
+
+// maxThrottle bounds auth.throttle: a client is not to give up while it waits.
+const maxThrottle = Duration(30 * time.Second)
+
 // Validate reports every impossible value, as Errors. Load has called it already.
 func (c *Config) Validate() error { return c.validate().orNil(c.at[""].source) }
 
@@ -111,6 +120,9 @@ func (n Node) validate(v *validator) {
 	if len(n.Name) > 64 || strings.ContainsFunc(n.Name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 		v.fail("node.name", "found %s, expected at most 64 bytes without spaces", quote(n.Name))
 	}
+	if len(n.ServerReference) > maxReference || strings.ContainsFunc(n.ServerReference, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		v.fail("node.server_reference", "found %s, expected at most %d bytes without control characters", quote(n.ServerReference), maxReference)
+	}
 	v.duration("node.shutdown_timeout", n.ShutdownTimeout, 0)
 }
 
@@ -155,6 +167,13 @@ func (l Listener) validate(v *validator, key string) {
 	case !l.web() && l.Path != "":
 		v.fail(key+".path", "found %s, expected none: only types ws and wss have a path", quote(l.Path))
 	}
+	switch {
+	case l.ClientUser == "":
+	case l.ClientCA == "":
+		v.fail(key+".client_user", "found %s, expected none without client_ca: nobody would vouch for the certificate", quote(l.ClientUser))
+	default:
+		v.oneOf(key+".client_user", l.ClientUser, "cn", "san")
+	}
 	for _, file := range []struct {
 		name, value string
 		required    bool
@@ -169,6 +188,9 @@ func (l Listener) validate(v *validator, key string) {
 }
 
 func (a Auth) validate(v *validator) {
+	if a.Throttle < 0 || a.Throttle > maxThrottle {
+		v.fail("auth.throttle", "found %s, expected 0s to %s", a.Throttle, maxThrottle)
+	}
 	v.oneOf("auth.mode", a.Mode, "trust", "file", "jwt", "mysql", "http")
 	if a.Mode == "file" && a.File.Path == "" {
 		v.fail("auth.file.path", `found "", expected the users file of auth.mode file`)
@@ -321,6 +343,16 @@ func (l Limits) validate(v *validator) {
 	v.number("limits.connects_per_second", l.ConnectsPerSecond, 0, 0)
 	v.number("limits.devices_per_user", l.DevicesPerUser, 0, 0)
 	v.number("limits.retained_messages", l.RetainedMessages, 0, 0)
+	v.number("limits.connections_per_address", l.ConnectionsPerAddress, 0, 0)
+	v.number("limits.connections_per_user", l.ConnectionsPerUser, 0, 0)
+	v.number("limits.connect_backlog", l.ConnectBacklog, 0, 0)
+	v.size("limits.bytes_per_second", l.BytesPerSecond, 0, 1<<40)
+	v.number("limits.messages_per_second", l.MessagesPerSecond, 0, 0)
+	v.number("limits.subscriptions", l.Subscriptions, 0, 0)
+	v.number("limits.topic_levels", l.TopicLevels, 0, 0)
+	v.size("limits.topic_bytes", l.TopicBytes, 0, maxTopic)
+	v.size("limits.memory", l.Memory, 0, 1<<50)
+	v.duration("limits.commit_delay", l.CommitDelay, 0)
 	v.duration("limits.connect_timeout", l.ConnectTimeout, 0)
 	v.duration("limits.write_timeout", l.WriteTimeout, 0)
 }

@@ -61,6 +61,15 @@ type Options struct {
 	// Refused, if set, hears of every login that failed: a Refusal's Reason, or Unavailable. It is for counting, is
 	// called from the connections' goroutines and must not block.
 	Refused func(reason string)
+	// Throttle is the longest that a login waits, before it is looked at, after failed ones of the same user or address.
+	// Zero: it does not.
+	Throttle time.Duration
+	// Throttled is told of logins that were "delayed" and of those that were "refused", since too many of one address
+	// waited. Nil: nobody is.
+	Throttled func(what string)
+	// Certified returns the user that a client's certificate names; ok is false where certificates do not name users. The
+	// Authenticator is not asked then. A *Refusal is as the Authenticator's. Nil: no certificate does.
+	Certified func(cl *mqtt.Client) (user string, ok bool, err error)
 }
 
 // Unavailable is the reason of a login that nobody could check.
@@ -83,7 +92,10 @@ type Hook struct {
 	timeout    time.Duration
 	logger     *slog.Logger // nil: mochi's
 	refused    func(reason string)
-	loud       rate.Sometimes  // failed logins come in floods; the metrics count them all
+	loud       rate.Sometimes // failed logins come in floods; the metrics count them all
+	throttle   *throttle      // nil: none
+	throttled  func(what string)
+	certified  func(cl *mqtt.Client) (user string, ok bool, err error)
 	ctx        context.Context // ends in Stop
 	cancel     context.CancelFunc
 
@@ -108,6 +120,13 @@ func New(opts Options) (*Hook, error) {
 	}
 	if h.timeout <= 0 {
 		h.timeout = defaultTimeout
+	}
+	h.throttled, h.certified = opts.Throttled, opts.Certified
+	if h.throttled == nil {
+		h.throttled = func(string) {}
+	}
+	if opts.Throttle > 0 {
+		h.throttle = newThrottle(opts.Throttle)
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h, nil
@@ -151,14 +170,11 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 		h.logRefused(cl, pk, "authentication method not supported")
 		return refuse(cl, packets.ErrBadAuthenticationMethod, packets.Err3NotAuthorized) // [MQTT-4.12.0-1]
 	}
-	ctx, cancel := context.WithTimeout(h.ctx, h.timeout)
-	defer cancel()
-	user, expires, err := h.auth.Authenticate(ctx, Credentials{
-		Username: string(pk.Connect.Username),
-		Password: pk.Connect.Password,
-		ClientID: cl.ID,
-		Remote:   cl.Net.Remote,
-	})
+	user, expires, err := h.identify(cl, pk)
+	if errors.Is(err, errThrottled) {
+		h.logRefused(cl, pk, "too many failed logins from this address")
+		return refuse(cl, packets.ErrConnectionRateExceeded, packets.Err3ServerUnavailable)
+	}
 	if err == nil && !users.ValidName(user) {
 		err = errName
 	}
@@ -179,6 +195,45 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 		h.watch(cl, expires)
 	}
 	return nil
+}
+
+var errThrottled = errors.New("too many failed logins")
+
+// identify finds the user by certificate or credentials.
+func (h *Hook) identify(cl *mqtt.Client, pk packets.Packet) (user string, expires time.Time, err error) {
+	name := string(pk.Connect.Username)
+	if h.certified != nil {
+		user, ok, err := h.certified(cl)
+		if ok && err == nil && name != "" && name != user {
+			err = &Refusal{"the user name is not that of the certificate"}
+		}
+		if ok {
+			return user, time.Time{}, err
+		}
+	}
+	address := ""
+	if h.throttle != nil {
+		address = source(cl.Net.Remote)
+		waited, ok := h.throttle.wait(h.ctx, address, name)
+		if !ok {
+			h.throttled("refused")
+			return "", time.Time{}, errThrottled
+		}
+		if waited {
+			h.throttled("delayed")
+		}
+	}
+	ctx, cancel := context.WithTimeout(h.ctx, h.timeout)
+	defer cancel()
+	user, expires, err = h.auth.Authenticate(ctx, Credentials{Username: name, Password: pk.Connect.Password, ClientID: cl.ID, Remote: cl.Net.Remote})
+	if h.throttle != nil {
+		if refusal := (*Refusal)(nil); errors.As(err, &refusal) {
+			h.throttle.failed(address, name)
+		} else if err == nil {
+			h.throttle.succeeded(name)
+		}
+	}
+	return user, expires, err
 }
 
 // OnConnectAuthenticate agrees: mochi asks only after OnConnect let the client pass.

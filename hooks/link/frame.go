@@ -176,6 +176,11 @@ func (c *Conn) receive(p *Inbound) (bool, error) {
 		c.control(packets.Pubrec, p.ID, packets.CodeSuccess) // [MQTT-4.3.3-10]
 		return true, nil
 	}
+	if c.reg.guard != nil {
+		if no := c.reg.guard(c, p); no.Code.Code != 0 {
+			return true, c.refuse(p, no)
+		}
+	}
 	for _, r := range c.reg.receivers {
 		handled, err := r.Receive(c, p)
 		if handled || err != nil {
@@ -183,6 +188,18 @@ func (c *Conn) receive(p *Inbound) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// refuse answers a publish that the guard does not let in. One at QoS 0 is dropped.
+func (c *Conn) refuse(p *Inbound, no Refused) error {
+	if no.Passing && p.QoS > 0 && !c.V5 {
+		return no.Code
+	}
+	if err := c.Admit(p); err != nil {
+		return err
+	}
+	c.Answer(p.Ticket, no.Code.Code, no.Code.Reason)
+	return nil
 }
 
 // Admit takes a place in the order of answers for p and sets its Ticket. A receiver calls it first.

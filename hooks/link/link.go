@@ -170,6 +170,7 @@ type Registry struct {
 	receivers []Receiver
 	drainers  []Drainer
 	oversized func(*Conn, *Inbound)
+	guard     func(*Conn, *Inbound) Refused
 	exclusive bool // no publish is left to mochi, so no acknowledgement is meant for it
 	caps      *mqtt.Capabilities
 	journal   *Journal // nil: sessions are in memory
@@ -203,6 +204,15 @@ func (r *Registry) Handle(x Receiver) {
 		r.drainers = append(r.drainers, d)
 	}
 }
+
+// Refused says why a publish is not let in. The zero value: it is.
+type Refused struct {
+	Code    packets.Code
+	Passing bool // the same may be taken later: 3.1.1 has no other way to say so than the end of the connection without PUBACK
+}
+
+// Guard sets who judges publishes before the receivers see them; f is called on the reading goroutine.
+func (r *Registry) Guard(f func(*Conn, *Inbound) Refused) { r.guard = f }
 
 // Exclusive says that the receivers together handle every topic.
 func (r *Registry) Exclusive() { r.exclusive = true }
