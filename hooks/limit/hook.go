@@ -128,7 +128,7 @@ func (h *Hook) leave(user, client string) {
 }
 
 // tooMany takes the place of a filter beyond the limit: it is none, so that nobody grants it.
-const tooMany = "\x00"
+const tooMany = "#/\x00"
 
 // OnSubscribe makes invalid what is beyond a limit, so that mochi answers it with 0x8F (3.1.1: 0x80).
 func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
