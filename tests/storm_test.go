@@ -16,9 +16,9 @@ import (
 	"github.com/mqim/mqim/tests/mqtest"
 )
 
-// steadyP99 is what the steady pair may suffer. The test's clients, its server with the race detector and whatever else
-// runs share the machine; with connections let in all at once it is several times as much.
-const steadyP99 = 500 * time.Millisecond
+// steadyP99 is what the steady pair may suffer: enough for a busy machine, where the test's own clients are most of the
+// load, and little beside the seconds that the last in the queue wait. It finds who waits behind them.
+const steadyP99 = time.Second
 
 // Many clients come at once: all are let in at the pace of limits.connects_per_second, and two that have been there
 // before lose nothing and notice little. Not in parallel: it is about time.
@@ -127,5 +127,5 @@ func TestStormOfConnections(t *testing.T) {
 	}
 	equal(t, "refused", s.Metric("mqim_connections_refused_rate_total"), 0)
 	equal(t, "waiting", s.Metric("mqim_connections_waiting"), 0)
-	t.Logf("%d clients in %v; %d steady messages, p99 %v", clients, took, sent, p99)
+	t.Logf("%d clients in %v; %d steady messages, delays: median %v, p99 %v", clients, took, sent, delays[len(delays)/2], p99)
 }

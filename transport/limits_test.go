@@ -303,9 +303,14 @@ func slowed(t *testing.T, o Options, packets ...[]byte) (at []time.Duration, end
 	c := Wrap(a, o)
 	start := time.Now()
 	drained := 0
+	var held time.Duration // the longest that an answer was kept back
 	c.Open(&taker{
-		frame:   func(byte, []byte) (bool, error) { at = append(at, time.Since(start)); return true, nil },
-		drained: func() { drained = len(at) },
+		frame: func(byte, []byte) (bool, error) { at = append(at, time.Since(start)); return true, nil },
+		drained: func() {
+			for ; drained < len(at); drained++ {
+				held = max(held, time.Since(start)-at[drained])
+			}
+		},
 	})
 	go func() {
 		w := bufio.NewWriterSize(b, 1<<20)
@@ -318,6 +323,9 @@ func slowed(t *testing.T, o Options, packets ...[]byte) (at []time.Duration, end
 	end = c.Await()
 	if drained != len(at) {
 		t.Errorf("%d packets handled, told to send the answers after %d", len(at), drained)
+	}
+	if held > 0 {
+		t.Errorf("an answer was kept back for %v", held)
 	}
 	_ = c.Close()
 	return at, end
