@@ -16,9 +16,12 @@ import (
 	"github.com/mqim/mqim/tests/mqtest"
 )
 
-// steadyP99 is what the steady pair may suffer: enough for a busy machine, where the test's own clients are most of the
-// load, and little beside the seconds that the last in the queue wait. It finds who waits behind them.
-const steadyP99 = time.Second
+// What the steady pair may suffer. The worst of it is from the moment when the test's own clients all dial at once, on the
+// same machine; the median is from the seconds in which they wait for their turn, and a hundred times what it takes then.
+const (
+	steadyMedian = 100 * time.Millisecond
+	steadyP99    = 3 * time.Second
+)
 
 // Many clients come at once: all are let in at the pace of limits.connects_per_second, and two that have been there
 // before lose nothing and notice little. Not in parallel: it is about time.
@@ -121,11 +124,11 @@ func TestStormOfConnections(t *testing.T) {
 	<-received
 	equal(t, "steady messages that arrived", len(delays), sent)
 	slices.Sort(delays)
-	p99 := delays[len(delays)*99/100]
-	if p99 > steadyP99 {
-		t.Errorf("the steady pair's p99 is %v, want at most %v", p99, steadyP99)
+	median, p99 := delays[len(delays)/2], delays[len(delays)*99/100]
+	if median > steadyMedian || p99 > steadyP99 {
+		t.Errorf("the steady pair's median is %v and its p99 %v, want at most %v and %v", median, p99, steadyMedian, steadyP99)
 	}
 	equal(t, "refused", s.Metric("mqim_connections_refused_rate_total"), 0)
 	equal(t, "waiting", s.Metric("mqim_connections_waiting"), 0)
-	t.Logf("%d clients in %v; %d steady messages, delays: median %v, p99 %v", clients, took, sent, delays[len(delays)/2], p99)
+	t.Logf("%d clients in %v; %d steady messages, delays: median %v, p99 %v", clients, took, sent, median, p99)
 }
