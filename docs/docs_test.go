@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,7 +44,8 @@ func start(t *testing.T) (port string) {
 	t.Helper()
 	dir := t.TempDir()
 	cmd := exec.Command(bin, "serve", "--config", "../config.yaml")
-	cmd.Env = append(os.Environ(), `MQIM_LISTENERS=[{name: mqtt, type: tcp, address: "127.0.0.1:0"}]`,
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MQIM_TORTURE=") }) // no setting
+	cmd.Env = append(env, `MQIM_LISTENERS=[{name: mqtt, type: tcp, address: "127.0.0.1:0"}]`,
 		"MQIM_HTTP_ADDRESS=", "MQIM_STORE_PEBBLE_PATH="+filepath.Join(dir, "data"))
 	log, err := cmd.StderrPipe()
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -127,6 +128,8 @@ func (s *Server) Write(name, content string) string {
 func (s *Server) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command(bin, args...)
 	cmd.Dir = s.Dir
+	// The server takes every MQIM_ variable for a setting, and MQIM_TORTURE is the tests' own.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MQIM_TORTURE=") })
 	return cmd
 }
 
