@@ -88,49 +88,45 @@ func (j *Journal) put(c Change, wait bool) bool {
 	return true
 }
 
-// barrier waits for what was put before it.
-type barrier chan error
+// stored is a change that somebody waits for, or nobody.
+type stored struct {
+	add  func(*store.Batch) // nil: nothing, but what was put before is to be waited for
+	must bool
+	done chan error
+}
 
-func (barrier) Add(*store.Batch) {}
-func (b barrier) Done(err error) { b <- err }
-func (barrier) Size() int        { return 64 }
-func (barrier) Must() bool       { return false }
-func (barrier) Lazy() bool       { return true }
+func (s *stored) Done(err error) { s.done <- err }
+func (s *stored) Size() int      { return 1024 }
+func (s *stored) Must() bool     { return s.must }
+func (s *stored) Lazy() bool     { return s.add == nil }
+func (s *stored) Add(b *store.Batch) {
+	if s.add != nil {
+		s.add(b)
+	}
+}
 
-// Flush waits until everything that was put before has been stored, or has failed.
+// Flush waits until everything that was put before has been stored, or has failed, which is for others to know.
 func (j *Journal) Flush(ctx context.Context) error {
-	b := make(barrier, 1)
-	if !j.PutUrgent(b) {
+	s := &stored{done: make(chan error, 1)}
+	if !j.PutUrgent(s) {
 		return store.ErrClosed
 	}
 	select {
-	case err := <-b:
-		return err
+	case <-s.done:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// stored is a change that somebody waits for.
-type stored struct {
-	barrier
-	add  func(*store.Batch)
-	must bool
-}
-
-func (s *stored) Add(b *store.Batch) { s.add(b) }
-func (s *stored) Size() int          { return 1024 }
-func (s *stored) Must() bool         { return s.must }
-func (s *stored) Lazy() bool         { return false }
-
 // Do has something stored and waits until it is durable.
 func (j *Journal) Do(ctx context.Context, add func(*store.Batch)) error {
-	s := &stored{barrier: make(barrier, 1), add: add}
+	s := &stored{done: make(chan error, 1), add: add}
 	if !j.Put(s) {
 		return store.ErrClosed
 	}
 	select {
-	case err := <-s.barrier:
+	case err := <-s.done:
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
@@ -139,7 +135,7 @@ func (j *Journal) Do(ctx context.Context, add func(*store.Batch)) error {
 
 // Later has something stored that nobody waits for, as soon as the store can.
 func (j *Journal) Later(add func(*store.Batch)) bool {
-	return j.PutUrgent(&stored{barrier: make(barrier, 1), add: add, must: true})
+	return j.PutUrgent(&stored{done: make(chan error, 1), add: add, must: true})
 }
 
 // Close stores what was put, and stops. A second Close does nothing.

@@ -3,8 +3,6 @@ package topics
 import (
 	"context"
 
-	"github.com/mochi-mqtt/server/v2/packets"
-
 	"github.com/mqim/mqim/hooks/link"
 	"github.com/mqim/mqim/store"
 )
@@ -18,73 +16,89 @@ type scan struct {
 	after  string // the topic of the last one read
 	qos    byte
 	ids    string
+	ended  bool // there are no more
+}
+
+// readFirst reads the first page of retained messages for a new subscription. It is called on the reading goroutine.
+func (x *client) readFirst(r *request) {
+	h := x.h
+	r.scan = scan{filter: r.sub.Filter, qos: r.sub.Qos, ids: appendIDs(&r.sub)}
+	r.read = true
+	if r.first = h.sysMessages(r.sub.Filter); r.first != nil {
+		return
+	}
+	if h.retaining.Load() > 0 {
+		// What this client has retained before it subscribed is among what is being stored.
+		if err := h.journal.Flush(context.Background()); err != nil {
+			h.log.Warn("retained messages may be missing", "client", x.s.client, "filter", r.sub.Filter, "error", err)
+		}
+	}
+	r.first = h.nextRetained(&r.scan)
+}
+
+// nextRetained reads a page; it is empty at the end.
+func (h *Hook) nextRetained(sc *scan) []*message {
+	if sc.ended {
+		return nil
+	}
+	list, err := h.store.Retained(context.Background(), sc.filter, sc.after, retainedPage, milliseconds())
+	if err != nil {
+		h.log.Error("retained messages cannot be read", "filter", sc.filter, "error", err)
+		sc.ended = true
+		return nil
+	}
+	bytes := 0
+	for _, m := range list {
+		bytes += len(m.Payload)
+	}
+	if sc.ended = len(list) < retainedPage && bytes < store.PageBytes; len(list) > 0 {
+		sc.after = list[len(list)-1].Topic
+	}
+	return list
 }
 
 // sendRetained sends the retained messages for a new subscription [MQTT-3.8.4-4]: the first at once, the others as the
 // client takes them. It is called on the reading goroutine.
-func (x *client) sendRetained(sub *packets.Subscription) {
+func (x *client) sendRetained(r *request) {
+	if !r.read {
+		x.readFirst(r)
+	}
 	h, s := x.h, x.s
-	sc := scan{filter: sub.Filter, qos: sub.Qos, ids: appendIDs(sub)}
-	if list := h.sysMessages(sub.Filter); list != nil {
-		s.pushRetained(list, &sc)
+	if len(r.first) == 0 {
 		return
 	}
-	ctx := context.Background()
-	if h.retaining.Load() > 0 {
-		if err := h.journal.Flush(ctx); err != nil { // what this client has retained before it subscribed is among them
-			h.log.Warn("retained messages may be missing", "client", s.client, "filter", sub.Filter, "error", err)
-		}
+	if r.scan.after == "" { // $SYS
+		s.pushRetained(r.first, &r.scan)
+		return
 	}
-	if !s.durable {
-		s.mu.Lock()
-		idle := len(s.scans) == 0
-		s.mu.Unlock()
-		if !idle || h.readRetained(s, &sc) {
-			s.mu.Lock()
-			s.scans = append(s.scans, sc)
-			s.load()
-			s.mu.Unlock()
+	if s.durable {
+		// By its queue, so that it has them, whatever happens to the connection.
+		for list := r.first; len(list) > 0; list = h.nextRetained(&r.scan) {
+			if !h.journal.Put(newRetainedCopies(h, s.client, list, &r.scan)) {
+				return
+			}
 		}
 		return
 	}
-	// A durable session gets them by its queue, so that it has them, whatever happens to the connection.
-	for {
-		list, err := h.store.Retained(ctx, sc.filter, sc.after, retainedPage, milliseconds())
-		if err != nil {
-			h.log.Error("retained messages cannot be read", "client", s.client, "filter", sub.Filter, "error", err)
-			return
-		}
-		if len(list) == 0 || !h.journal.Put(newRetainedCopies(h, s.client, list, &sc)) {
-			return
-		}
-		sc.after = list[len(list)-1].Topic
+	s.pushRetained(r.first, &r.scan)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.dead && !r.scan.ended {
+		s.scans = append(s.scans, r.scan)
+		s.load()
 	}
-}
-
-// readRetained sends a page to a session, and reports whether there may be more.
-func (h *Hook) readRetained(s *session, sc *scan) (more bool) {
-	list, err := h.store.Retained(context.Background(), sc.filter, sc.after, retainedPage, milliseconds())
-	if err != nil {
-		h.log.Error("retained messages cannot be read", "client", s.client, "filter", sc.filter, "error", err)
-		return false
-	}
-	if len(list) == 0 {
-		return false
-	}
-	sc.after = list[len(list)-1].Topic
-	s.pushRetained(list, sc)
-	return len(list) == retainedPage
 }
 
 // loadRetained goes on with the session's first scan.
 func (s *session) loadRetained(c *link.Conn, sc scan) {
-	more := s.h.readRetained(s, &sc)
+	list := s.h.nextRetained(&sc)
+	s.pushRetained(list, &sc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn != c || len(s.scans) == 0 {
 		return
 	}
-	if s.scans[0] = sc; !more {
+	if s.scans[0] = sc; sc.ended {
 		s.scans = s.scans[1:]
 	}
 }

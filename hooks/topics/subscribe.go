@@ -15,7 +15,14 @@ import (
 type request struct {
 	sub     packets.Subscription
 	granted bool
+	scan    scan
+	first   []*message // the first page
+	read    bool       // it has been read
 }
+
+// readAhead is how many filters of a SUBSCRIBE have their retained messages looked up before SUBACK, so that what is
+// published after that does not come twice, once as retained. It bounds what such pages hold in memory.
+const readAhead = 4
 
 const dontSend = 2 // Retain Handling: no retained messages
 
@@ -76,6 +83,9 @@ func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 			if j < len(codes) && f.Filter == x.asked[i].sub.Filter {
 				x.asked[i].granted = codes[j] < packets.ErrUnspecifiedError.Code
 			}
+		}
+		if x.asked[i].granted && i < readAhead {
+			x.readFirst(&x.asked[i])
 		}
 	}
 }
@@ -199,9 +209,9 @@ func (h *Hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 	if x == nil || err != nil {
 		return
 	}
-	for _, r := range x.asked {
-		if r.granted {
-			x.sendRetained(&r.sub)
+	for i := range x.asked {
+		if x.asked[i].granted {
+			x.sendRetained(&x.asked[i])
 		}
 	}
 	clear(x.asked)
