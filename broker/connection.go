@@ -33,6 +33,9 @@ func (s *Server) serveConnection(listener string, conn net.Conn) error {
 		defer cl.Stop(nil)
 	}
 	if err != nil {
+		if cl != nil {
+			s.auth.OnDisconnect(cl, err, true) // of a client that it let in and another hook did not
+		}
 		return err
 	}
 	atomic.AddInt64(&s.mqtt.Info.ClientsConnected, 1)

@@ -298,7 +298,7 @@ func (c *Conn) reserve(size int) {
 	c.buf = nb
 }
 
-// release gives a pooled read buffer back.
+// release lets go of the read buffer, and gives it back if it is a pooled one. Nothing is read before there is another.
 func (c *Conn) release() {
 	if len(c.buf) == bigRead {
 		readBufs.Put((*[bigRead]byte)(c.buf))

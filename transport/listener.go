@@ -337,6 +337,8 @@ func (l *Listener) run(v *visit) {
 	c.end()
 	_ = c.Close()
 	c.wait()
+	c.release() // sessions and timers may hold on to c for longer
+	c.r, c.w, c.pass = 0, 0, 0
 	log.Debug("connection ended", "error", err)
 }
 
