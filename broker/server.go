@@ -44,6 +44,7 @@ type Server struct {
 	auth                  *auth.Hook
 	acl                   *acl.Hook
 	topics                *topics.Hook
+	registry              *link.Registry
 	limits                *transport.Limits
 	listeners             []*transport.Listener
 	certs                 []*transport.Certificates
@@ -170,6 +171,7 @@ func (s *Server) openBroker() error {
 	}
 	s.acl = acl.New(acl.Options{Rules: rules, Denied: s.metrics.Denied})
 	reg := link.NewRegistry(s.transportOptions())
+	s.registry = reg
 	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log})
 	s.topics = topics.New(s.mqtt, topics.Options{
 		Registry: reg, Store: s.topicCommits, Allow: s.acl.Allowed, Metrics: s.metrics, Log: s.log,

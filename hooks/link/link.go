@@ -502,6 +502,13 @@ func (s *Session) DelayWill(delay time.Duration, f func()) {
 	s.will, s.willDue = f, time.AfterFunc(delay, f)
 }
 
+// Sessions is the number of clients that are connected or have a session.
+func (r *Registry) Sessions() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.sessions)
+}
+
 // Forget ends the session of a client: at once, or with its connection.
 func (r *Registry) Forget(client string) {
 	r.mu.Lock()
