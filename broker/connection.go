@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -18,9 +17,9 @@ import (
 
 // serveConnection does for a connection what mochi's EstablishConnection does, with mochi's own parts: CONNECT, the
 // hooks, the session's subscriptions, then one packet after the other. Two things are different. It waits for packets
-// with next to nothing on its stack, and mochi's writing goroutine, which has nothing to write here but $SYS, is
-// started for those who subscribe to that: together they are most of what an idle connection costs in mochi. And
-// what mochi answers wrongly to 3.1.1 is answered right.
+// with next to nothing on its stack, and mochi's writing goroutine, which has nothing to write here, is not started:
+// together they are most of what an idle connection costs in mochi. And what mochi answers wrongly to 3.1.1 is
+// answered right.
 //
 // It returns when the connection is over: nil after the client's DISCONNECT.
 func (s *Server) serveConnection(listener string, conn net.Conn) error {
@@ -38,7 +37,7 @@ func (s *Server) serveConnection(listener string, conn net.Conn) error {
 		}
 		return err
 	}
-	atomic.AddInt64(&s.mqtt.Info.ClientsConnected, 1)
+	s.most(atomic.AddInt64(&s.mqtt.Info.ClientsConnected, 1))
 	defer atomic.AddInt64(&s.mqtt.Info.ClientsConnected, -1)
 	for err == nil && !cl.Closed() {
 		if err = t.Await(); err == nil {
@@ -161,7 +160,6 @@ func (s *Server) inherit(cl *mqtt.Client, clean bool) (present bool) {
 	for filter, sub := range old.State.Subscriptions.GetAll() {
 		s.mqtt.Topics.Subscribe(cl.ID, sub)
 		cl.State.Subscriptions.Add(filter, sub)
-		startWriter(cl, filter)
 		old.State.Subscriptions.Delete(filter)
 	}
 	return true
@@ -186,11 +184,6 @@ func (s *Server) handlePacket(cl *mqtt.Client) error {
 		err = s.mqtt.InjectPacket(cl, pk)
 	}
 	if err == nil {
-		if pk.FixedHeader.Type == packets.Subscribe {
-			for _, f := range pk.Filters {
-				startWriter(cl, f.Filter)
-			}
-		}
 		return nil
 	}
 	var code packets.Code
@@ -198,15 +191,6 @@ func (s *Server) handlePacket(cl *mqtt.Client) error {
 		c.Disconnect(code) // [MQTT-4.13.1-1]
 	}
 	return err
-}
-
-// startWriter starts mochi's writing goroutine for a client that subscribes to $SYS, which mochi publishes by itself.
-// It ends with the client.
-func startWriter(cl *mqtt.Client, filter string) {
-	if c := link.Of(cl); c != nil && !c.Writes && strings.Contains(filter, mqtt.SysPrefix) {
-		c.Writes = true
-		go cl.WriteLoop()
-	}
 }
 
 // endConnection is what mochi does when a connection has ended.

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"sync/atomic"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -21,6 +22,7 @@ type metrics struct {
 	refused, dropped, logins, denied, limited, throttled                 *prometheus.CounterVec
 	batch, latency                                                       prometheus.Histogram
 	queueMessages, queueBytes                                            prometheus.Gauge
+	drops                                                                atomic.Int64 // of any reason
 }
 
 var _ im.Metrics = (*metrics)(nil)
@@ -77,6 +79,7 @@ func (m *metrics) Retransmitted()       { m.retransmitted.Inc() }
 func (m *metrics) Acked(n int)          { m.acked.Add(float64(n)) }
 func (m *metrics) Receipt()             { m.receipts.Inc() }
 func (m *metrics) Dropped(reason string) {
+	m.drops.Add(1)
 	m.dropped.WithLabelValues(reason).Inc()
 }
 
@@ -138,6 +141,12 @@ func (m *metrics) collect(s *Server) {
 			"slow_readers_total":                {"Connections closed since the peer did not read.", func(c *transport.Counters) int64 { return c.SlowReaders.Load() }},
 			"connection_panics_total":           {"Connections ended by a recovered panic.", func(c *transport.Counters) int64 { return c.Panics.Load() }},
 			"accept_errors_total":               {"Failed accepts, mostly for want of file descriptors.", func(c *transport.Counters) int64 { return c.AcceptErrors.Load() }},
+			"bytes_received_total":              {"Bytes of MQTT that came in.", func(c *transport.Counters) int64 { return c.In.Bytes.Load() }},
+			"bytes_sent_total":                  {"Bytes of MQTT that went out.", func(c *transport.Counters) int64 { return c.Out.Bytes.Load() }},
+			"packets_received_total":            {"MQTT packets that came in.", func(c *transport.Counters) int64 { return c.In.Packets.Load() }},
+			"packets_sent_total":                {"MQTT packets that went out.", func(c *transport.Counters) int64 { return c.Out.Packets.Load() }},
+			"publishes_received_total":          {"PUBLISH packets that came in.", func(c *transport.Counters) int64 { return c.In.Publishes.Load() }},
+			"publishes_sent_total":              {"PUBLISH packets that went out.", func(c *transport.Counters) int64 { return c.Out.Publishes.Load() }},
 		} {
 			o := prometheus.Opts{Name: "mqim_" + name, Help: v.help, ConstLabels: labels}
 			f := func() float64 { return float64(v.value(c)) }

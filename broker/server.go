@@ -11,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -53,6 +54,9 @@ type Server struct {
 	clientUser map[string]string // client_user by listener; does not change
 	elsewhere  string            // node.server_reference; does not change
 
+	started  time.Time
+	mostEver atomic.Int64 // clients at a time
+
 	settling chan struct{} // closed by Close
 	settled  sync.WaitGroup
 
@@ -64,9 +68,10 @@ type Server struct {
 
 // Limits that are not worth a setting.
 const (
-	receiveMaximum    = 1024 // publishes that a client may have unanswered
-	topicAliasMaximum = 64   // aliases that a client may set
-	mochiWrites       = 64   // mochi's own queue a client: $SYS only, everything else goes through the hooks
+	receiveMaximum    = 1024    // publishes that a client may have unanswered
+	topicAliasMaximum = 64      // aliases that a client may set
+	mochiWrites       = 0       // mochi's own queue a client: everything goes through the hooks
+	mochiSys          = 1 << 33 // seconds between mochi's own rounds of $SYS, which stop the world: never
 	packetOverhead    = 70 << 10
 )
 
@@ -153,7 +158,7 @@ func (s *Server) openBroker() error {
 	caps.ReceiveMaximum = receiveMaximum
 	caps.TopicAliasMaximum = topicAliasMaximum
 	s.mqtt = mqtt.New(&mqtt.Options{
-		Capabilities: caps, Logger: mochiLogger(s.log), SysTopicResendInterval: 60, ClientNetReadBufferSize: 512,
+		Capabilities: caps, Logger: mochiLogger(s.log), SysTopicResendInterval: mochiSys, ClientNetReadBufferSize: 512,
 	})
 	rules, err := s.cfg.Rules()
 	if err != nil {
@@ -174,7 +179,7 @@ func (s *Server) openBroker() error {
 	s.registry = reg
 	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log})
 	s.topics = topics.New(s.mqtt, topics.Options{
-		Registry: reg, Store: s.topicCommits, Allow: s.acl.Allowed, Metrics: s.metrics, Log: s.log,
+		Registry: reg, Store: s.topicCommits, Allow: s.acl.Allowed, System: s.systemTopics(), Metrics: s.metrics, Log: s.log,
 		RefuseWhenFull: s.cfg.Sessions.Overflow == config.OverflowRefuse,
 	})
 	reg.Exclusive()
@@ -349,7 +354,11 @@ func (s *Server) Start() error {
 	for _, l := range s.listeners {
 		s.log.Info("listening for MQTT", "name", l.ID(), "type", l.Protocol(), "address", l.Address())
 	}
+	s.started = time.Now()
 	s.settled.Go(s.settle)
+	if every := s.cfg.Node.SysInterval.D(); every > 0 {
+		s.settled.Go(func() { s.publishSystem(every) })
+	}
 	if s.http != nil {
 		s.http.start()
 		s.log.Info("listening for HTTP", "address", s.http.address(), "paths", "/healthz /readyz /metrics")

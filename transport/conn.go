@@ -97,6 +97,8 @@ type Conn struct {
 	// WaitRoom: the goroutine that it runs on is the one that makes room.
 	OnDrain func(flushed uint64)
 
+	counters *Counters // of the listener that runs the connection, or nil
+
 	// Owned by the reading goroutine.
 	handler Handler
 	buf     []byte // unhandled bytes are buf[r:w]
@@ -106,6 +108,7 @@ type Conn struct {
 	opened  bool
 	begun   bool // the broker has been handed a packet
 	pace    pace
+	seen    tally
 	small   [smallRead]byte
 
 	deadline struct {
@@ -119,6 +122,7 @@ type Conn struct {
 	out      []byte     // bytes to write
 	box      *[]byte    // what out came in from the pool
 	busy     int        // bytes that the writing goroutine has taken and not finished
+	put      tally      // into out
 	accepted uint64     // all bytes ever put into out
 	flushed  uint64     // all bytes the kernel has taken
 	writing  bool       // the writing goroutine runs
@@ -126,8 +130,7 @@ type Conn struct {
 	dead     bool       // the socket is closed
 	wdl      time.Time  // the write deadline in force
 	onClose  []func()
-	counters *Counters // of the Listener; nil: none
-	listened bool      // a Listener runs the connection, and will call onEnd
+	listened bool // a Listener runs the connection, and will call onEnd
 	onEnd    []func()
 	closed   atomic.Bool // Close was called
 }
@@ -224,6 +227,7 @@ func (c *Conn) next() (ok bool, err error) {
 		c.reserve(size)
 		return false, nil
 	}
+	c.seen.add(first)
 	if first>>4 == publish {
 		if err := c.paceMessage(); err != nil {
 			return false, err
@@ -258,6 +262,7 @@ func (c *Conn) oversized(first byte, head, size int) (bool, error) {
 	if err := c.handler.Oversized(first, c.buf[c.r+head:min(c.w, c.r+size)]); err != nil {
 		return false, err
 	}
+	c.seen.add(first)
 	c.skip = size
 	return c.next()
 }
@@ -323,9 +328,15 @@ func (c *Conn) fill() error {
 	if err := c.arm(); err != nil {
 		return err
 	}
+	if c.counters != nil {
+		c.seen.flush(&c.counters.In)
+	}
 	n, err := c.Conn.Read(c.pace.cut(c.buf[c.w:]))
 	c.w += n
 	c.pace.read(n)
+	if c.counters != nil {
+		c.counters.In.Bytes.Add(int64(n))
+	}
 	switch {
 	case n == 0 && err != nil:
 		if cause := c.Err(); cause != nil {

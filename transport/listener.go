@@ -81,6 +81,31 @@ type Counters struct {
 	PausedSlow      atomic.Int64 // pauses in reading: Slow
 	Panics          atomic.Int64 // connections that ended in a recovered panic
 	AcceptErrors    atomic.Int64 // accept(2) failed, mostly for want of file descriptors
+
+	In, Out Traffic // one way each
+}
+
+// Traffic counts MQTT's packets and their bytes, what TLS and WebSocket add not included.
+type Traffic struct {
+	Bytes, Packets, Publishes atomic.Int64
+}
+
+// tally is what a connection has yet to add to Traffic's packets: it does so when it waits, and not for each.
+type tally struct{ packets, publishes int32 }
+
+func (n *tally) add(first byte) {
+	n.packets++
+	if first>>4 == 3 {
+		n.publishes++
+	}
+}
+
+func (n *tally) flush(t *Traffic) {
+	if n.packets > 0 {
+		t.Packets.Add(int64(n.packets))
+		t.Publishes.Add(int64(n.publishes))
+	}
+	*n = tally{}
 }
 
 // PanicError is what Done is told when the broker panicked over a connection.
@@ -337,6 +362,7 @@ func (l *Listener) run(v *visit) {
 	c.end()
 	_ = c.Close()
 	c.wait()
+	c.seen.flush(&l.Counters.In)
 	c.release() // sessions and timers may hold on to c for longer
 	c.r, c.w, c.pass = 0, 0, 0
 	log.Debug("connection ended", "error", err)

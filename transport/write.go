@@ -64,7 +64,10 @@ func (c *Conn) pending() int { return len(c.out) + c.busy }
 // End takes back the buffer from Begin, with what was appended, and returns the number of bytes accepted so far:
 // when OnDrain reports as many, the peer's kernel is next. The bytes are sent after the next Kick at the latest.
 func (c *Conn) End(buf []byte) (accepted uint64) {
-	c.accepted += uint64(len(buf) - len(c.out))
+	if n := len(c.out); len(buf) > n {
+		c.put.add(buf[n])
+		c.accepted += uint64(len(buf) - n)
+	}
 	c.out = buf
 	if len(buf) == 0 {
 		keep(c.box, buf)
@@ -149,6 +152,9 @@ func (c *Conn) drain() {
 // a peer that stalls and not about one on a narrow line; for TLS and WebSocket, that cannot go on after a write
 // that timed out half way, there is no other measure.
 func (c *Conn) send(buf []byte) {
+	if c.counters != nil {
+		c.put.flush(&c.counters.Out)
+	}
 	for len(buf) > 0 && !c.dead {
 		c.armWrite()
 		c.mu.Unlock()
@@ -157,6 +163,9 @@ func (c *Conn) send(buf []byte) {
 		buf = buf[n:]
 		c.busy -= n
 		c.flushed += uint64(n)
+		if c.counters != nil {
+			c.counters.Out.Bytes.Add(int64(n))
+		}
 		if err != nil {
 			if IsTimeout(err) {
 				err = ErrSlow

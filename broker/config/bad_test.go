@@ -106,7 +106,7 @@ types.bad.yaml:8:18: limits.command_bytes: found "99999999TiB", expected a size 
 types.bad.yaml:9:15: limits.connections: found nothing, expected a whole number
 types.bad.yaml:10:6: log: found "debug", expected a section with level, format
 types.bad.yaml:11:6: acl: found a section, expected a list
-types.bad.yaml:12:7: node: found a list, expected a section with name, server_reference, shutdown_timeout
+types.bad.yaml:12:7: node: found a list, expected a section with name, server_reference, shutdown_timeout, sys_interval
 types.bad.yaml:14:12: http.address: found a section, expected a text`,
 	"unknown.bad.yaml": `
 unknown.bad.yaml:4:5: store.pebble.pth: unknown key (did you mean "path"?)
@@ -118,6 +118,7 @@ unknown.bad.yaml:9:1: <<: unknown key`,
 	"values.bad.yaml": `
 values.bad.yaml:1:14: node.name: found "a b", expected at most 64 bytes without spaces
 values.bad.yaml:1:39: node.shutdown_timeout: found -1s, expected at least 0s
+values.bad.yaml:1:58: node.sys_interval: found 10ms, expected at least 1s
 values.bad.yaml:2:17: http.address: found "localhost", expected host:port such as 127.0.0.1:1883
 values.bad.yaml:4:9: auth.mode: found "tust", expected trust, file, jwt, mysql or http
 values.bad.yaml:6:11: store.driver: found "postgres", expected pebble

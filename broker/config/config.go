@@ -37,7 +37,7 @@ type Config struct {
 // Default is the configuration without a file and without variables.
 func Default() *Config {
 	return &Config{
-		Node: Node{ShutdownTimeout: Duration(10 * time.Second)},
+		Node: Node{ShutdownTimeout: Duration(10 * time.Second), SysInterval: Duration(10 * time.Second)},
 		Listeners: []Listener{
 			{Name: "mqtt", Type: "tcp", Address: "127.0.0.1:1883"},
 			{Name: "ws", Type: "ws", Address: "127.0.0.1:8083", Path: "/mqtt"},
@@ -76,6 +76,7 @@ type Node struct {
 	Name            string   `yaml:"name"`             // "": see NodeName
 	ServerReference string   `yaml:"server_reference"` // where MQTT 5 clients are sent that there is no room for; "": nowhere
 	ShutdownTimeout Duration `yaml:"shutdown_timeout"` // how long stopping may take before connections are cut
+	SysInterval     Duration `yaml:"sys_interval"`     // between two rounds of $SYS; 0: none
 }
 
 // NodeName is node.name or, if that is empty, the name of the host.

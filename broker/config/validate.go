@@ -124,6 +124,9 @@ func (n Node) validate(v *validator) {
 		v.fail("node.server_reference", "found %s, expected at most %d bytes without control characters", quote(n.ServerReference), maxReference)
 	}
 	v.duration("node.shutdown_timeout", n.ShutdownTimeout, 0)
+	if n.SysInterval != 0 {
+		v.duration("node.sys_interval", n.SysInterval, time.Second)
+	}
 }
 
 func (c *Config) validateListeners(v *validator) {

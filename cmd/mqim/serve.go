@@ -49,6 +49,7 @@ func serve(ctx context.Context, file string) error {
 	defer signal.Stop(signals)
 
 	log.Info("starting", "version", version(), "node", cfg.NodeName())
+	broker.Version = version()
 	s, err := broker.New(cfg, log, level)
 	if err != nil {
 		return err

@@ -75,8 +75,6 @@ type Conn struct {
 	State any
 	// Topics is the ordinary topics hook's.
 	Topics any
-	// Writes says that mochi's own writing goroutine runs; the listener's, whose reading goroutine it belongs to.
-	Writes bool
 
 	lastTopic string            // reading goroutine: spares an allocation for each publish
 	aliases   map[uint16]string // reading goroutine: the client's topic aliases

@@ -54,6 +54,9 @@ type Options struct {
 	// what waits is dropped.
 	RefuseWhenFull bool
 
+	// System is the tree under $SYS, which PublishSystem publishes; nil leaves it to mochi.
+	System []SystemTopic
+
 	Metrics Metrics      // nil: none are kept
 	Log     *slog.Logger // nil: slog.Default
 }

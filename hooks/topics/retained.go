@@ -24,7 +24,7 @@ func (x *client) readFirst(r *request) {
 	h := x.h
 	r.scan = scan{filter: r.sub.Filter, qos: r.sub.Qos, ids: appendIDs(&r.sub)}
 	r.read = true
-	if r.first = h.sysMessages(r.sub.Filter); r.first != nil {
+	if r.first = h.systemRetained(r.sub.Filter); r.first != nil {
 		return
 	}
 	if h.retaining.Load() > 0 {

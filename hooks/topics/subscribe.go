@@ -2,7 +2,6 @@ package topics
 
 import (
 	"context"
-	"strings"
 	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -218,10 +217,13 @@ func (h *Hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) 
 	x.asked = x.asked[:0]
 }
 
-// sysMessages are the retained messages for a filter under $SYS, which are mochi's.
-func (h *Hook) sysMessages(filter string) []*message {
-	if !strings.HasPrefix(filter, mqtt.SysPrefix+"/") {
+// systemRetained are the retained messages for a filter under $SYS: Options.System or, without it, mochi's.
+func (h *Hook) systemRetained(filter string) []*message {
+	switch {
+	case !system(filter):
 		return nil
+	case h.opt.System != nil:
+		return h.systemMatching(filter)
 	}
 	var list []*message
 	now := milliseconds()
