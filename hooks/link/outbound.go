@@ -55,6 +55,7 @@ type outbound struct {
 	kept    map[uint16]bool // ids of an earlier connection's flights that are to be sent again
 	refused map[Owner]bool
 	leaving []leaving // QoS 0 publications whose bytes have not left
+	aliases aliases   // that the client may be sent
 }
 
 type leaving struct {
@@ -71,6 +72,9 @@ func (o *outbound) init(c *Conn) {
 	if o.max == 0 || o.max > maxFlights {
 		o.max = maxFlights
 	}
+	if c.V5 && c.reg.exclusive { // else mochi sends aliases of its own
+		o.aliases.max = min(c.Client.Properties.Props.TopicAliasMaximum, maxAliases)
+	}
 }
 
 // Publish writes a publication; Kick sends it. It returns false, having done nothing, when the client has as much
@@ -78,7 +82,8 @@ func (o *outbound) init(c *Conn) {
 func (c *Conn) Publish(p *Publication) bool {
 	o := &c.out
 	n := p.Size(c.V5)
-	if limit := c.Client.Properties.Props.MaximumPacketSize; limit > 0 && n > int(limit) {
+	limit := c.Client.Properties.Props.MaximumPacketSize
+	if limit > 0 && n > int(limit) {
 		if p.Owner != nil { // as if it had been sent [MQTT-3.1.2-25]
 			go p.Owner.Acked(p.Token, packets.ErrPacketTooLarge.Code)
 		}
@@ -103,7 +108,12 @@ func (c *Conn) Publish(p *Publication) bool {
 	if p.QoS > 0 {
 		id = o.takeID(id)
 	}
-	at := c.End(appendPublish(b, p, id, c.V5))
+	if o.aliases.max > 0 { // not before: what is not written sets none
+		b = o.aliases.appendPublish(b, p, id, limit == 0 || n+aliasSize <= int(limit))
+	} else {
+		b = appendPublish(b, p, id, c.V5)
+	}
+	at := c.End(b)
 	if p.QoS > 0 {
 		if o.flights == nil {
 			o.flights = make(map[uint16]flight, 8)
