@@ -2,6 +2,7 @@ package broker
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 
@@ -107,5 +108,49 @@ func TestOutboundAliases(t *testing.T) {
 			}
 			check("after it came back", 2*each)
 		})
+	}
+}
+
+// TestInboundAliasesAfterErrors: a PUBLISH that is refused has set its alias, and leaves the others alone.
+func TestInboundAliasesAfterErrors(t *testing.T) {
+	s := startSystem(t, func(c *config.Config) {
+		c.ACL = []config.Rule{{Deny: "pub", Topic: "denied/#"}, {Allow: "pubsub", Topic: "#"}}
+		c.Limits.MessageBytes, c.Limits.CommandBytes = 1000, 1000
+	})
+	c := join(t, s, "c")
+	c.Subscribe("#", "im/u/c")
+	alias := func(n uint16) mqtest.Option {
+		return func(p *packets.Packet) { p.Properties.TopicAlias, p.Properties.TopicAliasFlag = n, true }
+	}
+	large := strings.Repeat("x", 100<<10)
+	for _, step := range []struct {
+		topic   string
+		alias   uint16
+		payload string
+		want    byte
+		comes   string // the topic that it arrives on
+	}{
+		{"good/topic", 1, "x", 0, "good/topic"},
+		{"denied/topic", 2, "x", 0x87, ""},
+		{"", 2, "x", 0x87, ""},
+		{"im/reserved", 3, "x", 0x87, ""},
+		{"", 3, "x", 0x87, ""},
+		{"", 1, "x", 0, "good/topic"},
+		{"im/u/c", 4, large, 0x95, ""},
+		{"", 1, "x", 0, "good/topic"},
+		{"", 4, "x", 0, ""}, // what the sending device sends itself does not come back
+		{"large/topic", 1, large, 0x95, ""},
+		{"", 1, "x", 0, "large/topic"},
+		{"", 1, large, 0x95, ""},
+		{"", 1, "y", 0, "large/topic"},
+	} {
+		if ack := c.PublishAck(step.topic, step.payload, mqtest.QoS(1), alias(step.alias)); ack.ReasonCode != step.want && (step.want != 0 || ack.ReasonCode >= 0x80) {
+			t.Errorf("alias %d, topic %q, %d bytes: got %#x, want %#x", step.alias, step.topic, len(step.payload), ack.ReasonCode, step.want)
+		}
+		if step.comes != "" {
+			if pk := c.Take("the message", publishes); pk.TopicName != step.comes {
+				t.Errorf("alias %d: got %q, want %q", step.alias, pk.TopicName, step.comes)
+			}
+		}
 	}
 }

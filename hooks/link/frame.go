@@ -232,15 +232,24 @@ func (c *Conn) Oversized(first byte, head []byte) error {
 	if !ok || !c.established() {
 		return packets.ErrPacketTooLarge
 	}
-	c.aliases = nil // it may have changed one: better none than a wrong one
-	p := Inbound{Topic: string(topic), QoS: qos}
+	p := Inbound{QoS: qos}
 	if qos > 0 {
 		if len(rest) < 2 {
 			return packets.ErrPacketTooLarge
 		}
-		p.ID = binary.BigEndian.Uint16(rest)
+		p.ID, rest = binary.BigEndian.Uint16(rest), rest[2:]
 	}
-	if err := c.Admit(&p); err != nil {
+	var err error
+	if c.V5 {
+		_, err = p.properties(rest)
+	}
+	if err == nil {
+		p.Topic, err = c.topic(topic, p.Props) // what is refused sets an alias, too
+	}
+	if err == nil {
+		err = c.Admit(&p)
+	}
+	if err != nil {
 		c.fail(err)
 		return err
 	}
