@@ -57,29 +57,29 @@ func (h *Hook) strip(cl *mqtt.Client, pk packets.Packet, remove bool, ours func(
 
 // subscribe returns the code for a filter under im/, or for one that is none.
 func (d *device) subscribe(f packets.Subscription) byte {
-	if !link.ValidFilter(f.Filter) {
+	refuse := func(code packets.Code) byte {
 		if !d.c.V5 {
 			return packets.ErrUnspecifiedError.Code
 		}
-		return packets.ErrTopicFilterInvalid.Code
+		return code.Code
+	}
+	switch {
+	case f.Filter == link.TooMany:
+		return refuse(packets.ErrQuotaExceeded)
+	case !link.ValidFilter(f.Filter):
+		return refuse(packets.ErrTopicFilterInvalid)
 	}
 	switch classify(d.user, f.Filter) {
 	case ordinary:
 		return theirs
 	case forbidden:
-		if !d.c.V5 {
-			return packets.ErrUnspecifiedError.Code
-		}
-		return packets.ErrNotAuthorized.Code
+		return refuse(packets.ErrNotAuthorized)
 	}
 	s := d.c.Session
 	s.Lock()
 	defer s.Unlock()
 	if _, have := s.Subs[f.Filter]; !have && len(s.Subs) >= maxFilters {
-		if !d.c.V5 {
-			return packets.ErrUnspecifiedError.Code
-		}
-		return packets.ErrQuotaExceeded.Code
+		return refuse(packets.ErrQuotaExceeded)
 	}
 	if s.Subs == nil {
 		s.Subs = map[string]link.Sub{}

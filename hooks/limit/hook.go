@@ -68,7 +68,7 @@ func (h *Hook) ID() string { return "limit" }
 
 // Provides implements mqtt.Hook.
 func (h *Hook) Provides(b byte) bool {
-	return b == mqtt.OnConnect || b == mqtt.OnSubscribe || b == mqtt.OnSubscribed
+	return b == mqtt.OnConnect || b == mqtt.OnSubscribe
 }
 
 var errRefused = errors.New("connection refused: a limit is reached")
@@ -127,10 +127,8 @@ func (h *Hook) leave(user, client string) {
 	}
 }
 
-// tooMany takes the place of a filter beyond the limit: it is none, so that nobody grants it.
-const tooMany = "#/\x00"
-
-// OnSubscribe makes invalid what is beyond a limit, so that mochi answers it with 0x8F (3.1.1: 0x80).
+// OnSubscribe makes invalid what is beyond a limit, so that hooks/im answers it: with 0x97 what is one too many, with
+// 0x8F the others (3.1.1: 0x80).
 func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	var filters packets.Subscriptions // pk's own must not change: other hooks may hold it
 	replace := func(i int, by string) {
@@ -154,22 +152,13 @@ func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 		}
 		if have++; h.opt.Subscriptions > 0 && have > h.opt.Subscriptions {
 			h.refused(subscriptions, cl)
-			replace(i, tooMany)
+			replace(i, link.TooMany)
 		}
 	}
 	if filters != nil {
 		pk.Filters = filters
 	}
 	return pk
-}
-
-// OnSubscribed puts the right code into SUBACK, which is about to be written.
-func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
-	for i, f := range pk.Filters {
-		if i < len(codes) && f.Filter == tooMany && cl.Properties.ProtocolVersion == 5 {
-			codes[i] = packets.ErrQuotaExceeded.Code
-		}
-	}
 }
 
 // Publish judges a publish; it is what Registry.Guard is to be given.

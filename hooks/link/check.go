@@ -362,6 +362,9 @@ func (s *scanner) connect(version byte) {
 	}
 }
 
+// TooMany takes the place of a filter that a hook before hooks/im refuses for its number. It is no valid filter.
+const TooMany = "#/\x00"
+
 // ValidFilter reports whether a topic filter is one by the rules for wildcards and shared subscriptions
 // [MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.3-1] [MQTT-4.8.2-1] [MQTT-4.8.2-2]. mochi lets "a#", "a+" and "$share//a" pass.
 func ValidFilter(filter string) bool {
