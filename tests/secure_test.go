@@ -199,7 +199,7 @@ func TestAuthJWT(t *testing.T) {
 	t.Parallel()
 	secret := mqtest.Secret + "0123456789abcdef0123456789abcdef"
 	s := mqtest.Start(t, mqtest.Config{"auth": fmt.Sprintf(
-		`{mode: jwt, jwt: {audience: mqim, issuer: tests, user_claim: user, keys: [{alg: HS256, secret: %q}]}}`, secret)})
+		`{mode: jwt, throttle: 0s, jwt: {audience: mqim, issuer: tests, user_claim: user, keys: [{alg: HS256, secret: %q}]}}`, secret)})
 	token := func(key string, change jwt.MapClaims) string {
 		claims := jwt.MapClaims{"user": "alice", "aud": "mqim", "iss": "tests", "exp": time.Now().Add(time.Hour).Unix(), "secret": mqtest.Secret}
 		for k, v := range change {
