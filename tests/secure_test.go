@@ -250,7 +250,7 @@ func TestAuthJWT(t *testing.T) {
 			c.Kill()
 		}
 		c := mqtest.Dial(t, s.Addr("mqtt"), mqtest.Options{Version: v, User: "alice", ID: "alice-2",
-			Password: token(secret, jwt.MapClaims{"exp": time.Now().Add(2 * time.Second).Unix()})})
+			Password: token(secret, jwt.MapClaims{"exp": time.Now().Add(4 * time.Second).Unix()})})
 		connected(t, c)
 		c.Alive()
 		equal(t, "DISCONNECT at the token's end", c.Closed(), code(v, 0, 0xA0))
