@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/mqim/mqim/store"
 )
 
 // command is the union of the fields of all commands. Absent numbers are nil.
@@ -36,6 +38,7 @@ type command struct {
 	name     string
 	payload  []byte
 	received time.Time
+	inbound  *store.Inbound `json:"-"`
 }
 
 // handlers are the commands beside send. A handler returns the JSON of data, or nil where there is none; a command
@@ -69,9 +72,10 @@ func init() {
 }
 
 // Command runs a command, a JSON object, for the device and has it answered exactly once: here, or after the commit it
-// waits for. payload is not kept. It waits while the engine is busy.
-func (d *Device) Command(name string, payload []byte, t Ticket) {
-	c := command{name: name, payload: payload, received: time.Now()}
+// waits for. payload is not kept; in, which may be nil, is stored with what send stores, in one step. It waits while the
+// engine is busy.
+func (d *Device) Command(name string, payload []byte, t Ticket, in *store.Inbound) {
+	c := command{name: name, payload: payload, received: time.Now(), inbound: in}
 	if err := d.parse(&c); err != nil {
 		if name != "send" {
 			c.Cid = ""

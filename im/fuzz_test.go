@@ -46,7 +46,7 @@ func FuzzCommand(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name uint8, payload []byte) {
 		tk := link.ticket()
 		before := bytes.Clone(payload)
-		dev.Command(names[int(name)%len(names)], payload, tk)
+		dev.Command(names[int(name)%len(names)], payload, tk, nil)
 		if err := e.Drain(context.Background()); err != nil {
 			t.Fatal(err)
 		}

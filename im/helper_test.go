@@ -172,7 +172,7 @@ func (l *fakeLink) Kick() {
 		dev.Taken(seq)
 	}
 	if ack && len(taken) > 0 {
-		dev.Command("ack", fmt.Appendf(nil, `{"seq":%d}`, slices.Max(taken)), 0)
+		dev.Command("ack", fmt.Appendf(nil, `{"seq":%d}`, slices.Max(taken)), 0, nil)
 	}
 }
 
@@ -402,7 +402,7 @@ func (w *world) attach(l *fakeLink, user, device string, s Session) {
 // start runs a command and returns its ticket.
 func (l *fakeLink) start(name, payload string, args ...any) Ticket {
 	t := l.ticket()
-	l.dev.Command(name, fmt.Appendf(nil, payload, args...), t)
+	l.dev.Command(name, fmt.Appendf(nil, payload, args...), t, nil)
 	return t
 }
 

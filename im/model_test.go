@@ -182,7 +182,7 @@ func (l *modelLink) command(name, payload string, f func(b []byte, err *Error)) 
 	t := l.last
 	l.tickets[t] = f
 	l.m.mu.Unlock()
-	l.dev.Command(name, []byte(payload), t)
+	l.dev.Command(name, []byte(payload), t, nil)
 }
 
 func TestModel(t *testing.T) {

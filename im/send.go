@@ -27,6 +27,8 @@ type Outgoing struct {
 	ContentType string
 	CTS         int64 // Unix milliseconds
 	TTL         int64 // seconds; 0: it does not expire
+	// Inbound is stored with it, in one step; nil: nothing is.
+	Inbound *store.Inbound
 }
 
 // Publish sends a message to an address. It is answered when the message is durable, or refused. It waits while the
@@ -34,6 +36,7 @@ type Outgoing struct {
 func (d *Device) Publish(addr string, o Outgoing, t Ticket) {
 	p := &pending{dev: d, ticket: t}
 	p.Cid, p.Type, p.ContentType, p.CTS, p.Body = o.Cid, o.Type, o.ContentType, o.CTS, o.Body
+	p.Inbound = o.Inbound
 	if max := d.e.cfg.Load().MessageBytes; max == 0 || len(o.Body) <= max {
 		p.Body = bytes.Clone(o.Body)
 	}
@@ -49,7 +52,7 @@ func (d *Device) Publish(addr string, o Outgoing, t Ticket) {
 // send is the send command.
 func (d *Device) send(c *command, t Ticket) {
 	p := &pending{dev: d, ticket: t, rid: c.Rid}
-	p.Cid, p.Type = c.Cid, c.Type
+	p.Cid, p.Type, p.Inbound = c.Cid, c.Type, c.inbound
 	if p.Type == "" {
 		p.Type = "text"
 	}

@@ -204,7 +204,7 @@ func TestClose(t *testing.T) {
 			synctest.Wait()
 		}
 		late := a.ticket()
-		go a.dev.Command("send", []byte(`{"to":"u/bob","body":"late"}`), late)
+		go a.dev.Command("send", []byte(`{"to":"u/bob","body":"late"}`), late, nil)
 		drained := make(chan error)
 		synctest.Wait()
 		closed := make(chan error)

@@ -123,6 +123,8 @@ type Send struct {
 	Hash uint64
 	// Inboxes are the users whose inboxes get an entry, each at most once; Commit sets Seq.
 	Inboxes []InboxRef
+	// Inbound is noted with it, and with a duplicate, unless it is refused; nil: nothing is.
+	Inbound *Inbound
 
 	// Dup is set by Commit when (From, Cid) is stored already with the same Hash: Conv, Cseq, ID and TS are then
 	// the first message's and nothing was stored. Two Sends in one batch may be duplicates of each other.

@@ -65,6 +65,8 @@ type Publish struct {
 	Queues []QueueRef
 	// Unlimited says that QueueLimits do not hold for it.
 	Unlimited bool
+	// Inbound is noted with it, unless it is refused; nil: nothing is.
+	Inbound *Inbound
 	// Err is set by Commit to ErrFull when limits refuse it. It concerns this Publish alone, of which nothing was
 	// stored then; the rest of the batch is committed.
 	Err error

@@ -26,6 +26,7 @@ import (
 
 	"github.com/mqim/mqim/hooks/link"
 	engine "github.com/mqim/mqim/im"
+	"github.com/mqim/mqim/store"
 	"github.com/mqim/mqim/transport"
 )
 
@@ -306,6 +307,7 @@ func (h *Hook) Receive(c *link.Conn, p *link.Inbound) (bool, error) {
 		case err != nil:
 			d.dev.Refuse(t, o.Cid, err)
 		case o.Cid != "" || !c.Repeated(p):
+			o.Inbound = c.Records(p)
 			d.dev.Publish(p.Topic[len(prefix):], o, t)
 		}
 	default:
@@ -320,7 +322,11 @@ func (d *device) command(name string, p *link.Inbound) error {
 		return packets.CodeDisconnect
 	}
 	d.handling.Store(p.Ticket)
-	d.dev.Command(name, p.Payload, engine.Ticket(p.Ticket))
+	var in *store.Inbound
+	if name == "send" { // the others may be repeated
+		in = d.c.Records(p)
+	}
+	d.dev.Command(name, p.Payload, engine.Ticket(p.Ticket), in)
 	d.handling.Store(0)
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/store"
 )
 
 // inbound are the client's publishes that are not answered yet, in the order in which they came: acknowledgements go
@@ -32,7 +34,7 @@ type request struct {
 	id   uint16
 	qos  byte
 	done bool
-	// recorded: QoS 2, and the packet id is stored with the message
+	// recorded: QoS 2, and the packet id is stored with the message, if that is
 	recorded bool
 	code     byte
 	reason   string
@@ -131,13 +133,19 @@ func (c *Conn) Answer(ticket uint64, code byte, reason string) {
 	in.room.Signal()
 }
 
-// Recorded says that a publish at QoS 2 has been stored together with its packet id. It is called before Answer.
-func (c *Conn) Recorded(ticket uint64) {
+// Records returns what whoever stores a publish is to store with it, in one step: the packet id, at QoS 2 in a durable
+// session; otherwise nil.
+func (c *Conn) Records(p *Inbound) *store.Inbound {
+	if p.QoS != 2 || !c.Session.Durable() {
+		return nil
+	}
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()
-	if ticket >= c.in.base && ticket < c.in.base+uint64(c.in.n) {
-		c.in.at(ticket).recorded = true
+	if p.Ticket < c.in.base || p.Ticket >= c.in.base+uint64(c.in.n) {
+		return nil
 	}
+	c.in.at(p.Ticket).recorded = true
+	return &store.Inbound{Client: c.Client.ID, ID: p.ID}
 }
 
 // Fail says that a publish was not kept and will not be answered: the connection is about to end, and the client is to

@@ -507,21 +507,13 @@ func (r *Registry) Sessions() int {
 	return len(r.sessions)
 }
 
-// Forget ends the session of a client: at once, or with its connection.
+// Forget ends the session of a client with its connection.
 func (r *Registry) Forget(client string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := r.sessions[client]
-	if s != nil {
+	if s := r.sessions[client]; s != nil {
 		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.conn != nil {
-			s.persistent = false
-			return
-		}
-		delete(r.sessions, client)
-	}
-	if r.journal != nil {
-		r.journal.Later(func(b *store.Batch) { b.Sessions = append(b.Sessions, store.Session{Client: client, Over: true}) })
+		s.persistent = false
+		s.mu.Unlock()
 	}
 }

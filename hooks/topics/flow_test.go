@@ -340,9 +340,9 @@ func TestForgottenSession(t *testing.T) {
 	r := newRig(t, setup{})
 	sub := r.connect("sub", expiry(60))
 	sub.subscribe("t", 1)
+	r.hook.opt.Registry.Forget("sub")
 	_ = sub.conn.Close()
 	r.gone("sub")
-	r.hook.opt.Registry.Forget("sub")
 	if sub = r.connect("sub", expiry(60)); sub.present {
 		t.Error("session present: got true, want false")
 	}

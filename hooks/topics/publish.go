@@ -86,9 +86,7 @@ func (x *client) publish(p *link.Inbound) refusal {
 	}
 	o.extra = x.scratch
 	d := delivery{h: x.h, x: x, o: o, ticket: p.Ticket}
-	if p.QoS == 2 && x.c.Session.Durable() {
-		d.inbound = store.Inbound{Client: x.c.Client.ID, ID: p.ID}
-	}
+	d.inbound = x.c.Records(p)
 	no := d.start(&x.last, &x.kicks)
 	x.scratch = trim(d.o.extra)
 	if x.last != nil && len(x.last.targets) > maxLast {
@@ -137,9 +135,9 @@ type delivery struct {
 	r       *route
 	chosen  []*target // of the groups
 	ticket  uint64
-	inbound store.Inbound // QoS 2 of a durable session: noted with the message
-	will    *store.Will   // that it is, to be forgotten with it
-	late    bool          // the client may have another will by now
+	inbound *store.Inbound // QoS 2 of a durable session: noted with the message
+	will    *store.Will    // that it is, to be forgotten with it
+	late    bool           // the client may have another will by now
 	rec     store.Publish
 }
 
@@ -155,7 +153,7 @@ func (d *delivery) start(last **route, k *kicks) (no refusal) {
 	}
 	*last = d.r
 	retain := o.retain && h.server.Options.Capabilities.RetainAvailable != 0
-	keep := retain || d.inbound.Client != "" || d.will != nil || d.x != nil && d.x.pending.Load() > 0
+	keep := retain || d.inbound != nil || d.will != nil || d.x != nil && d.x.pending.Load() > 0
 	for _, g := range d.r.groups {
 		if t := g.pick(h); t != nil {
 			d.chosen = append(d.chosen, t)
@@ -242,11 +240,9 @@ func (d *delivery) Add(b *store.Batch) {
 			d.rec.Queues[i].Acked = s.acked.Load()
 		}
 	}
-	if d.rec.Retain || len(d.rec.Queues) > 0 {
+	if d.rec.Retain || len(d.rec.Queues) > 0 || d.inbound != nil {
+		d.rec.Inbound = d.inbound
 		b.Publishes = append(b.Publishes, &d.rec)
-	}
-	if d.inbound.Client != "" {
-		b.Inbound = append(b.Inbound, d.inbound)
 	}
 	if d.will != nil && !(d.late && d.h.live(d.will.Client) != nil) {
 		b.Wills = append(b.Wills, store.Will{Client: d.will.Client, Remove: true})
@@ -261,7 +257,7 @@ func (d *delivery) Must() bool { return d.x == nil }
 
 // Lazy implements link.Change.
 func (d *delivery) Lazy() bool {
-	return d.o.QoS == 0 && d.will == nil || len(d.rec.Queues) == 0 && !d.rec.Retain && d.inbound.Client == "" && d.will == nil
+	return d.o.QoS == 0 && d.will == nil || len(d.rec.Queues) == 0 && !d.rec.Retain && d.inbound == nil && d.will == nil
 }
 
 // Done implements link.Change: the message is durable, and is shown.
@@ -291,9 +287,6 @@ func (d *delivery) Done(err error) {
 	if no.reason != "" {
 		h.refuse(d.x.c, d.o.Topic, d.o.QoS, d.ticket, no)
 	} else if err == nil {
-		if d.inbound.Client != "" {
-			d.x.c.Recorded(d.ticket)
-		}
 		d.x.c.Answer(d.ticket, packets.CodeSuccess.Code, "")
 	}
 	h.doneKicks.publisher(d.x)

@@ -142,6 +142,11 @@ func (w *writer) build(b *store.Batch) error {
 		if err := w.send(i, m); err != nil {
 			return err
 		}
+		if m.Err == nil {
+			if err := w.inbound(m.Inbound); err != nil {
+				return err
+			}
+		}
 	}
 	if err := w.flush(); err != nil {
 		return err

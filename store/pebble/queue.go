@@ -197,6 +197,9 @@ func (w *writer) publish(p *store.Publish, now int64) error {
 	if p.Err != nil {
 		return nil
 	}
+	if err := w.inbound(p.Inbound); err != nil {
+		return err
+	}
 	stored := false
 	for i, h := range heads {
 		if h.over(now) {

@@ -95,19 +95,25 @@ func (w *writer) inflight(b *store.TopicBatch) error {
 			return err
 		}
 	}
-	for _, i := range b.Inbound {
-		h, err := w.queue(i.Client)
-		if err != nil {
+	for i := range b.Inbound {
+		if err := w.inbound(&b.Inbound[i]); err != nil {
 			return err
-		}
-		if h.exists {
-			w.key = binary.BigEndian.AppendUint16(keyName(w.key[:0], tabInbound, i.Client), i.ID)
-			if err := w.put(i.Released, nil); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
+}
+
+// inbound notes a packet id, or forgets it. nil is none.
+func (w *writer) inbound(i *store.Inbound) error {
+	if i == nil {
+		return nil
+	}
+	h, err := w.queue(i.Client)
+	if err != nil || !h.exists {
+		return err
+	}
+	w.key = binary.BigEndian.AppendUint16(keyName(w.key[:0], tabInbound, i.Client), i.ID)
+	return w.put(i.Released, nil)
 }
 
 // session writes a session's record.

@@ -64,6 +64,7 @@ func Run(t *testing.T, open Open) {
 		{"QueueLimits", testQueueLimits},
 		{"QueuePageBytes", testQueuePageBytes},
 		{"Inflight", testInflight},
+		{"InboundWith", testInboundWith},
 		{"Retained", testRetained},
 		{"RetainedLimits", testRetainedLimits},
 		{"Wills", testWills},

@@ -453,6 +453,35 @@ func testInflight(t *testing.T, e *env) {
 	}
 }
 
+// testInboundWith: a packet id is noted together with what came under it, and not if that was refused.
+func testInboundWith(t *testing.T, e *env) {
+	e.start(store.Retention{Topics: store.QueueLimits{Messages: 1, Refuse: true}})
+	e.session("c1", store.NoExpiry)
+	e.session("c2", store.NoExpiry)
+	id := func(n uint16) *store.Inbound { return &store.Inbound{Client: "c1", ID: n} }
+	alone, queued, full := e.pub("t"), e.pub("t", "c2"), e.pub("t", "c2")
+	alone.Inbound, queued.Inbound, full.Inbound = id(1), id(2), id(3)
+	e.publish(alone, queued, full)
+	if alone.Err != nil || queued.Err != nil || !errors.Is(full.Err, store.ErrFull) {
+		t.Fatalf("got %v, %v, %v, want the third refused", alone.Err, queued.Err, full.Err)
+	}
+	first, again, other := e.direct("ann", "bob"), e.direct("ann", "bob"), e.direct("ann", "bob")
+	for i, m := range []*store.Send{first, again, other} {
+		m.Cid, m.Hash, m.Inbound = "cid", 7, id(uint16(11+i))
+	}
+	other.Hash = 8
+	e.send(first, again, other)
+	if !again.Dup || !errors.Is(other.Err, store.ErrConflict) {
+		t.Fatalf("got a duplicate %v and %v, want true and %v", again.Dup, other.Err, store.ErrConflict)
+	}
+	e.reopen()
+	in, err := e.st.Inbound(ctx, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.equal("inbound", in, []uint16{1, 2, 11, 12})
+}
+
 // retained is the topics and payloads that a filter matches.
 func (e *env) retained(filter string) (out []string) {
 	e.Helper()
