@@ -193,6 +193,38 @@ func TestQoS2Repeated(t *testing.T) {
 	})
 }
 
+// Nor is it two when the server has been killed in between: the packet id is stored with the message.
+func TestQoS2AcrossCrash(t *testing.T) {
+	t.Parallel()
+	for _, v := range []byte{4, 5} {
+		s := mqtest.Start(t, nil)
+		o := mqtest.Options{Version: v, User: "alice", ID: "alice/1", NoAuto: true, Persistent: true}
+		a := mqtest.Dial(t, s.Addr("mqtt"), o)
+		repeat := func(dup ...mqtest.Option) {
+			a.Publish("im/u/bob", "plain", append(dup, mqtest.QoS(2), mqtest.PacketID(7))...)
+			a.Publish("im/cmd/send", `{"to":"u/bob","body":"command"}`, append(dup, mqtest.QoS(2), mqtest.PacketID(8))...)
+			for _, id := range []uint16{7, 8} {
+				rec := a.Take("PUBREC", func(p *packets.Packet) bool { return p.FixedHeader.Type == packets.Pubrec && p.PacketID == id })
+				equal(t, "PUBREC", rec.ReasonCode, 0)
+			}
+		}
+		repeat()
+		s.Kill()
+		s.Run()
+		a = mqtest.Dial(t, s.Addr("mqtt"), o)
+		equal(t, "session present", a.Connack.SessionPresent, true)
+		repeat(mqtest.Dup)
+		a.WriteRaw([]byte{0x62, 2, 0, 7, 0x62, 2, 0, 8})
+		a.Acked(7)
+		a.Acked(8)
+		b := plain(t, s, v, "bob", "1")
+		equal(t, "first", string(b.Plain().Payload), "plain")
+		equal(t, "second", string(b.Plain().Payload), "command")
+		settle(b, b)
+		equal(t, "further messages", published(b), 0)
+	}
+}
+
 // A subscriber at QoS 0 gets messages at QoS 0; the message counts as taken when it has been written.
 func TestQoS0Subscriber(t *testing.T) {
 	both(t, func(t *testing.T, v byte) {
