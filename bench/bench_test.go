@@ -262,6 +262,14 @@ func TestIdle(t *testing.T) {
 	}
 }
 
+func TestSessions(t *testing.T) {
+	o := Options{Address: startRival(t), Connections: 50, Concurrency: 10}
+	r := mustRun(t, Sessions, o)
+	if r.Err() != nil || r.Sessions.Sessions != 50 || r.Sessions.Rate <= 0 {
+		t.Errorf("got %+v, %v", r.Sessions, r.Err())
+	}
+}
+
 func TestProgressAndJSON(t *testing.T) {
 	var calls atomic.Int64
 	o := Options{Address: startRival(t), Pairs: 1, QoS: 1, Rate: 100, Duration: 1100 * time.Millisecond}

@@ -50,13 +50,14 @@ type Report struct {
 	Trimmed    int64 `json:"trimmed,omitempty"` // IM: events inbox.trimmed, each a stretch of what is lost
 	Errors     int64 `json:"errors"`
 
-	ErrorSamples []string     `json:"error_samples,omitempty"`
-	Interrupted  bool         `json:"interrupted,omitempty"`
-	GeneratorCPU float64      `json:"generator_cpu_seconds"`
-	Memory       *Memory      `json:"memory,omitempty"`
-	Idle         *IdleResult  `json:"idle,omitempty"`
-	Fill         *FillResult  `json:"fill,omitempty"`
-	Drain        *DrainResult `json:"drain,omitempty"`
+	ErrorSamples []string        `json:"error_samples,omitempty"`
+	Interrupted  bool            `json:"interrupted,omitempty"`
+	GeneratorCPU float64         `json:"generator_cpu_seconds"`
+	Memory       *Memory         `json:"memory,omitempty"`
+	Idle         *IdleResult     `json:"idle,omitempty"`
+	Fill         *FillResult     `json:"fill,omitempty"`
+	Drain        *DrainResult    `json:"drain,omitempty"`
+	Sessions     *SessionsResult `json:"sessions,omitempty"`
 }
 
 // Quantiles of a latency, in microseconds.
@@ -122,6 +123,8 @@ func (r *Report) Write(w io.Writer) error {
 	switch {
 	case r.Idle != nil:
 		r.Idle.write(row)
+	case r.Sessions != nil:
+		r.Sessions.write(row)
 	case r.Fill != nil || r.Drain != nil:
 		if r.Fill != nil {
 			row("fill", "%d messages for %d users in %.1f s\t%s/s", r.Fill.Messages, r.Fill.Users, r.Fill.Seconds, count(r.Fill.Rate))

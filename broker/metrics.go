@@ -166,14 +166,11 @@ func (m *metrics) collect(s *Server) {
 			ConstLabels: prometheus.Labels{"cause": cause},
 		}, func() float64 { return float64(level()) }))
 	})
-	m.reg.MustRegister(&storeCollector{s: s, desc: map[string]*prometheus.Desc{}})
+	m.reg.MustRegister(&storeCollector{s: s})
 }
 
 // storeCollector asks the store once for all of its figures.
-type storeCollector struct {
-	s    *Server
-	desc map[string]*prometheus.Desc
-}
+type storeCollector struct{ s *Server }
 
 // Describe implements prometheus.Collector: the collector is unchecked.
 func (c *storeCollector) Describe(chan<- *prometheus.Desc) {}
@@ -199,5 +196,7 @@ func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
 	emit(prometheus.CounterValue, "cache_misses_total", "Block cache misses.", float64(st.CacheMisses))
 	emit(prometheus.CounterValue, "background_errors_total", "Failed flushes and compactions.", float64(st.BackgroundErrors))
 	emit(prometheus.CounterValue, "corruptions_total", "Damaged blocks met.", float64(st.Corruptions))
+	emit(prometheus.GaugeValue, "retained_messages", "Retained messages.", float64(c.s.retained()))
+	emit(prometheus.CounterValue, "queued_lost_total", "Messages that were in the queues of sessions that have ended.", float64(st.QueuedLost))
 	emit(prometheus.CounterValue, "write_stalls_total", "Times that writing had to wait for the disk.", float64(st.WriteStalls))
 }

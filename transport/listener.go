@@ -432,7 +432,9 @@ func (l *Listener) wrap(v *visit) (*Conn, error) {
 
 // Close stops accepting, has the broker disconnect its clients, closes whoever is then left, such as connections that
 // never sent CONNECT, and returns when all have ended. What has been written to a client has a second to leave; after
-// closeGrace connections are cut. A second Close is a no-op.
+// closeGrace connections are cut. A second Close is a no-op. mochi's own closeClients (v2.7.9) deadlocks with a client
+// that leaves at the same moment, which takes a lock that it read-locks twice: a server that has to stop calls Close
+// with a function of its own first.
 func (l *Listener) Close(closeClients listeners.CloseFn) {
 	l.mu.Lock()
 	if l.closing {

@@ -61,8 +61,24 @@ func serve(t *testing.T, ls ...*Listener) *mqtt.Server {
 		t.Fatal(err)
 	}
 	var once sync.Once
-	t.Cleanup(func() { once.Do(func() { _ = s.Close() }) })
+	t.Cleanup(func() {
+		once.Do(func() {
+			for _, l := range ls {
+				l.Close(closer(s)) // before mochi calls it with a function that may deadlock
+			}
+			_ = s.Close()
+		})
+	})
 	return s
+}
+
+// closer disconnects all clients of a server.
+func closer(s *mqtt.Server) func(string) {
+	return func(string) {
+		for _, cl := range s.Clients.GetAll() {
+			_ = s.DisconnectClient(cl, packets.ErrServerShuttingDown)
+		}
+	}
 }
 
 func local(typ string, tune ...func(*ListenerConfig)) *Listener {
@@ -285,9 +301,7 @@ func TestCloseTellsAndEndsAll(t *testing.T) {
 		if _, err := net.Dial("tcp", l.Address()); err == nil {
 			t.Error("still accepting while clients are disconnected")
 		}
-		for _, cl := range s.Clients.GetByListener(id) {
-			_ = s.DisconnectClient(cl, packets.ErrServerShuttingDown)
-		}
+		closer(s)(id)
 	})
 	if d := time.Since(start); d > 4*time.Second {
 		t.Errorf("Close took %v", d)

@@ -76,6 +76,15 @@ Examples:
 				Action: benchAction(bench.Idle),
 			},
 			{
+				Name:  "sessions",
+				Usage: "clients that leave a durable session and a retained message behind, for the restart to find",
+				Description: `Examples:
+  mqim bench sessions --connections 100000
+  mqim bench sessions --connections 10000 --run 7 --version 5`,
+				Flags:  benchFlags(sessionsFlags()),
+				Action: benchAction(bench.Sessions),
+			},
+			{
 				Name:  "drain",
 				Usage: "messages for users who are away, then the users come for them",
 				Description: `User i of U gets COUNT/U messages, the first COUNT%U users one more: nothing but --run, --users and --count
@@ -152,6 +161,13 @@ func idleFlags() []cli.Flag {
 		&cli.IntFlag{Name: "connections", Value: 1000, Usage: "how many"},
 		&cli.DurationFlag{Name: "duration", Value: 10 * time.Second, Usage: "how long to hold them"},
 		&cli.IntFlag{Name: "qos", Value: 1, Usage: "of the subscriptions"},
+	}
+}
+
+func sessionsFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "connections", Value: 1000, Usage: "how many, --concurrency at a time"},
+		&cli.IntFlag{Name: "size", Value: 256, Usage: "`BYTES` of the retained message, at least 52"},
 	}
 }
 

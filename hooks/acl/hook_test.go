@@ -89,6 +89,7 @@ func TestSubscribe(t *testing.T) {
 		server := newServer(t, New(Options{Rules: compile(t, "allow sub own/%u/#", "allow sub #")}))
 		defer server.Close()
 		client, got := connect(t, server, 5, "alice")
+		defer synctest.Wait() // mochi's Close deadlocks with a client that leaves at the same moment
 		defer client.Close()
 		got.take()
 		pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, ProtocolVersion: 5, PacketID: 3,
@@ -107,6 +108,7 @@ func TestRulesReachGrantedSubscriptions(t *testing.T) {
 		server := newServer(t, hook)
 		defer server.Close()
 		client, got := connect(t, server, 5, "alice")
+		defer synctest.Wait() // mochi's Close deadlocks with a client that leaves at the same moment
 		defer client.Close()
 		pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Subscribe, Qos: 1}, ProtocolVersion: 5, PacketID: 3,
 			Filters: packets.Subscriptions{{Filter: "$share/g/#"}}}
