@@ -46,5 +46,13 @@ func Start(address string) (*Broker, error) {
 // Address is where the broker listens.
 func (b *Broker) Address() string { return b.listener.Address() }
 
-// Close ends every connection and the listener.
-func (b *Broker) Close() error { return b.server.Close() }
+// Close ends every connection and the listener. What mochi does by itself may deadlock with a client that leaves at the
+// same moment.
+func (b *Broker) Close() error {
+	b.listener.Close(func(string) {
+		for _, cl := range b.server.Clients.GetAll() {
+			cl.Stop(packets.ErrServerShuttingDown)
+		}
+	})
+	return b.server.Close()
+}
