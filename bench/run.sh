@@ -13,10 +13,12 @@ cd "$(dirname "$0")/.."
 rounds=${BENCH_ROUNDS:-3}
 seconds=${BENCH_SECONDS:-10}                # measured, of each run under load
 warmup=${BENCH_WARMUP:-2}                   # seconds before that
-scenarios=${BENCH_SCENARIOS:-pairs im rate idle backlog}
+scenarios=${BENCH_SCENARIOS:-pairs im rate topics durable fanout idle backlog sessions}
 idle=${BENCH_IDLE:-10000}                   # connections
 backlog=${BENCH_BACKLOG:-1000000}           # messages waiting
 users=${BENCH_USERS:-10000}                 # for so many users
+sessions=${BENCH_SESSIONS:-100000}          # durable sessions, each with a retained message
+receivers=${BENCH_RECEIVERS:-1000}          # of a fan-out
 version=${BENCH_VERSION:-3}                 # MQTT 3 (3.1.1) or 5
 procs=${BENCH_PROCS:-1}                     # processors that the generator may use; the brokers use all
 dir=${BENCH_DIR:-bin}                       # for data, which should be on a disk and not in memory
@@ -137,6 +139,16 @@ load() {
   }
 }
 
+# restart kills mqim, starts it again and notes how long it takes to be ready: NAME ROUND
+restart() {
+  stop KILL
+  local begun took
+  begun=$(date +%s%N)
+  serve_mqim
+  took=$((($(date +%s%N) - begun) / 1000000))
+  printf '{"ready_seconds": %d.%03d}\n' $((took / 1000)) $((took % 1000)) >"$out/raw/$1.mqim.$2.json"
+}
+
 profile_of() { if [[ $1 == mqim ]]; then printf plain; else printf topic; fi; }
 
 go build -o "$work/mqim" ./cmd/mqim
@@ -177,6 +189,32 @@ for ((round = 1; round <= rounds; round++)); do
       stop
     done
   fi
+  # Ordinary topics. A broker that keeps nothing is what sessions on disk are measured against, too.
+  if wants topics; then
+    for b in "${brokers[@]}"; do
+      note "round $round of $rounds: 20 pairs on topics, $b"
+      start "$b"
+      load topics "$b" "$round" pairs --profile topic --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+    done
+  fi
+  if wants durable; then
+    note "round $round of $rounds: 20 pairs on topics, sessions that are kept, mqim"
+    start mqim
+    load durable mqim "$round" pairs --profile topic --clean=false --duration "${seconds}s" --warmup "${warmup}s"
+    stop
+  fi
+  if wants fanout; then
+    for b in "${brokers[@]}"; do
+      note "round $round of $rounds: one topic, $receivers subscribers, $b"
+      start "$b"
+      load fanout "$b" "$round" fanout --profile topic --receivers "$receivers" --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+      start "$b"
+      load fanrate "$b" "$round" fanout --profile topic --receivers "$receivers" --rate 100 --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+    done
+  fi
   if wants idle; then
     for b in "${brokers[@]}"; do
       note "round $round of $rounds: $idle idle connections, $b"
@@ -190,12 +228,15 @@ for ((round = 1; round <= rounds; round++)); do
     start mqim
     what=(--profile plain --run "b$round" --users "$users" --count "$backlog")
     load fill mqim "$round" drain --phase fill "${what[@]}"
-    stop KILL
-    begun=$(date +%s%N)
-    serve_mqim
-    took=$((($(date +%s%N) - begun) / 1000000))
-    printf '{"ready_seconds": %d.%03d}\n' $((took / 1000)) $((took % 1000)) >"$out/raw/restart.mqim.$round.json"
+    restart restart "$round"
     load drain mqim "$round" drain --phase drain "${what[@]}"
+    stop
+  fi
+  if wants sessions; then
+    note "round $round of $rounds: a restart with $sessions durable sessions and as many retained messages, mqim"
+    start mqim
+    load sessions mqim "$round" sessions --connections "$sessions"
+    restart again "$round"
     stop
   fi
 done

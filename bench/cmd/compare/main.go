@@ -161,6 +161,15 @@ func compare(all results) (rows []row) {
 	add(row{Scenario: "5,000/s", Unit: "p50 ms", Mqim: a, Mochi: b, Mosquitto: c}, true)
 	a, b, c = three("rate", p(func(q bench.Quantiles) int64 { return q.P99 }))
 	add(row{Scenario: "5,000/s", Unit: "p99 ms", Mqim: a, Mochi: b, Mosquitto: c, Target: "≤ 4 ms"}, a <= 4)
+	a, b, c = three("topics", delivered)
+	add(row{Scenario: "20 pairs, topics", Unit: "delivered/s", Mqim: a, Mochi: b, Mosquitto: c, Target: target(b > 0, "≥ 1.4× mochi")}, a >= 1.4*b)
+	durable := all.median("durable", "mqim", delivered)
+	add(row{Scenario: "20 pairs, topics, sessions on disk (others: in memory)", Unit: "delivered/s", Mqim: durable, Mochi: b, Mosquitto: c,
+		Target: target(b > 0, "≥ 1.0× mochi")}, durable >= b)
+	a, b, c = three("fanout", delivered)
+	add(row{Scenario: "topic to 1,000", Unit: "delivered/s", Mqim: a, Mochi: b, Mosquitto: c, Target: target(b > 0, "≥ 1.2× mochi")}, a >= 1.2*b)
+	a, b, c = three("fanrate", p(func(q bench.Quantiles) int64 { return q.P99 }))
+	add(row{Scenario: "topic to 1,000, 100/s", Unit: "p99 ms", Mqim: a, Mochi: b, Mosquitto: c, Target: "< 50 ms"}, a < 50)
 	a, b, c = three("idle", func(r *result) float64 {
 		if r.Idle == nil {
 			return 0
@@ -197,6 +206,14 @@ func compare(all results) (rows []row) {
 	})
 	add(row{Scenario: "backlog, draining", Unit: "delivered/s", Mqim: drain,
 		Target: target(online > 0, "≥ 0.5× the 20 pairs")}, drain >= 0.5*online)
+	add(row{Scenario: "leaving sessions and retained messages", Unit: "sessions/s", Mqim: all.median("sessions", "mqim", func(r *result) float64 {
+		if r.Sessions == nil {
+			return 0
+		}
+		return r.Sessions.Rate
+	})}, true)
+	restart = all.median("again", "mqim", func(r *result) float64 { return r.ReadySeconds })
+	add(row{Scenario: "with these, kill -9 to ready", Unit: "s", Mqim: restart, Target: "< 2 s"}, restart < 2)
 	return rows
 }
 
