@@ -102,6 +102,7 @@ func TestREADME(t *testing.T) {
 		{"hello", "while you were out"},
 		{"hi carol", "from:alice", "cid:m-1", "conv:u/alice"},
 		{`"conv":"u/alice"`, `"body":{"text":"lunch?"}`},
+		{"colder, please"},
 	}
 	if len(blocks) != len(want) {
 		t.Fatalf("README.md has %d shell blocks, want %d: say here what they print", len(blocks), len(want))
