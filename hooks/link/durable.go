@@ -39,8 +39,7 @@ func (r *Registry) resume(c *Conn, s *Session, clean, persistent bool) (present 
 		if !persistent {
 			return false, nil
 		}
-		r.online(c, s)
-		return false, nil
+		return false, r.replace(ctx, c, s)
 	case err != nil:
 		return false, err
 	case rec.User != c.User:
@@ -73,8 +72,21 @@ func (r *Registry) resume(c *Conn, s *Session, clean, persistent bool) (present 
 		s.received[id] = true
 	}
 	s.mu.Unlock()
-	r.online(c, s)
+	r.online(c, s, false)
 	return true, nil
+}
+
+// replace begins a session where none is. One that has ended stays stored until somebody comes by, and the new one,
+// perhaps another user's, must not inherit its subscriptions and queue: what is found by them has to be gone first.
+func (r *Registry) replace(ctx context.Context, c *Conn, s *Session) error {
+	left, err := r.journal.Store.Subscriptions(ctx, s.Client)
+	if err == nil && len(left) > 0 {
+		return r.begin(c, s, true)
+	}
+	if err == nil {
+		r.online(c, s, true)
+	}
+	return err
 }
 
 // begin ends the session that is stored and begins a new one, which is in the store, too, if it is persistent.
@@ -89,18 +101,24 @@ func (r *Registry) begin(c *Conn, s *Session, persistent bool) error {
 	s.mu.Unlock()
 	err := r.journal.Do(ctx, func(b *store.Batch) { b.Sessions = append(b.Sessions, store.Session{Client: s.Client, Over: true}) })
 	if err == nil && persistent {
-		r.online(c, s)
+		r.online(c, s, false)
 	}
 	return err
 }
 
 // online has it stored that the session is connected. Everything else that concerns the session is stored after that.
-func (r *Registry) online(c *Conn, s *Session) {
+// fresh says that it has nothing to go on with.
+func (r *Registry) online(c *Conn, s *Session, fresh bool) {
 	s.mu.Lock()
 	s.durable = true
 	s.mu.Unlock()
 	rec := store.Session{Client: s.Client, User: s.User, Expiry: c.expiry(), Since: time.Now().UnixMilli(), Online: true}
-	r.journal.Later(func(b *store.Batch) { b.Sessions = append(b.Sessions, rec) })
+	r.journal.Later(func(b *store.Batch) {
+		if fresh {
+			b.Sessions = append(b.Sessions, store.Session{Client: s.Client, Over: true})
+		}
+		b.Sessions = append(b.Sessions, rec)
+	})
 }
 
 // leave has it stored that the session is not connected any more, or over, and waits for that and all before it: who
