@@ -47,7 +47,7 @@ func (s *session) restore(c *link.Conn) error {
 		}
 	}
 	if c.Session.Cut {
-		s.suspect = min(state.Head, state.Passed+windowMessages)
+		s.suspect = state.Head
 	}
 	return nil
 }
