@@ -29,7 +29,7 @@ type Options struct {
 	Silent       bool   // nothing at all is sent by the client itself
 
 	Properties packets.Properties // of CONNECT, MQTT 5
-	Will       *packets.Packet    // topic, payload, QoS, properties
+	Will       *packets.Packet    // topic, payload, QoS, RETAIN, properties
 	TLS        *tls.Config
 }
 
@@ -132,6 +132,7 @@ func (c *Client) connect() packets.Packet {
 	if w := c.Will; w != nil {
 		pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload = true, w.TopicName, w.Payload
 		pk.Connect.WillQos, pk.Connect.WillProperties = w.FixedHeader.Qos, w.Properties
+		pk.Connect.WillRetain = w.FixedHeader.Retain
 	}
 	return pk
 }
