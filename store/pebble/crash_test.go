@@ -2,10 +2,12 @@ package pebble_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -256,7 +258,7 @@ func child(what, dir string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(3)
 	}
-	o := pebble.Options{Path: dir, MinFree: 1}
+	o := pebble.Options{Path: dir, MinFree: 1, Retention: topicLimits}
 	if what == "eio" {
 		o.FS = &faultFS{FS: vfs.Default, syncs: 20}
 	}
@@ -267,6 +269,11 @@ func child(what, dir string) {
 	if what == "hold" {
 		fmt.Println("open")
 		select {}
+	}
+	if what == "topics" {
+		seed, err1 := strconv.ParseUint(os.Getenv("MQIM_PEBBLE_SEED"), 10, 64)
+		from, err2 := strconv.Atoi(os.Getenv("MQIM_PEBBLE_FROM"))
+		fail(errors.Join(err1, err2, writeTopics(s, seed, from)))
 	}
 	w := &traffic{name: "c"}
 	out := bufio.NewWriter(os.Stdout)
