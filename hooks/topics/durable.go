@@ -41,10 +41,19 @@ func (s *session) restore(c *link.Conn) error {
 	if len(sent) > 0 {
 		s.sent = make(map[uint64]store.Outbound, len(sent))
 	}
+	under := map[uint16]uint64{}
 	for _, o := range sent {
-		if s.sent[o.Seq] = o; !o.Done {
-			c.Keep(o.ID)
+		s.sent[o.Seq] = o
+		if o.Done {
+			continue
 		}
+		c.Keep(o.ID)
+		// A packet id is used again once it is free: of two messages under one the earlier is acknowledged, and a crash
+		// has kept that from being stored. A PUBREL for it would have the client take the later one for new.
+		if seq, again := under[o.ID]; again {
+			s.sent[seq] = store.Outbound{Client: s.client, Seq: seq, Done: true}
+		}
+		under[o.ID] = o.Seq
 	}
 	if c.Session.Cut {
 		s.suspect = state.Head
