@@ -34,7 +34,7 @@ func TestChaos(t *testing.T) {
 	var addr atomic.Pointer[string] // of the present process
 	run := func() { a := s.Addr("mqtt"); addr.Store(&a) }
 	run()
-	sub := &chaosSubscriber{t: t, rng: random(0), last: map[string]int{}, pending: map[uint16]bool{}}
+	sub := &chaosSubscriber{t: t, rng: random(0), last: map[string]int{}, pending: map[uint16]bool{}, trail: map[uint16][]string{}}
 	first := mqtest.Dial(t, *addr.Load(), sub.options())
 	first.SubscribeQoS(2, "chaos/+")
 	first.Disconnect()
@@ -77,8 +77,9 @@ func TestChaos(t *testing.T) {
 type chaosSubscriber struct {
 	t           *testing.T
 	rng         *rand.Rand
-	last        map[string]int  // number of the last first delivery, by publisher
-	pending     map[uint16]bool // QoS 2: PUBLISH came, and PUBREL did not
+	last        map[string]int      // number of the last first delivery, by publisher
+	pending     map[uint16]bool     // QoS 2: PUBLISH came, and PUBREL did not
+	trail       map[uint16][]string // what came last under each packet id
 	connections int
 	taken       int
 	again       int
@@ -137,6 +138,7 @@ func ended(c *mqtest.Client) { c.TryTake(func(*packet) bool { return false }, mq
 func (x *chaosSubscriber) consume(c *mqtest.Client, from int) int {
 	got := c.Got()
 	for _, pk := range got[from:] {
+		x.note(c, &pk)
 		switch pk.FixedHeader.Type {
 		case packets.Pubrel:
 			delete(x.pending, pk.PacketID)
@@ -154,6 +156,12 @@ func (x *chaosSubscriber) consume(c *mqtest.Client, from int) int {
 	return len(got)
 }
 
+func (x *chaosSubscriber) note(c *mqtest.Client, pk *packet) {
+	list := append(x.trail[pk.PacketID], fmt.Sprintf("%s %s %s dup=%t code=%#x on %p",
+		packets.PacketNames[pk.FixedHeader.Type], pk.TopicName, pk.Payload, pk.FixedHeader.Dup, pk.ReasonCode, c))
+	x.trail[pk.PacketID] = list[max(0, len(list)-8):]
+}
+
 func (x *chaosSubscriber) deliver(from string, pk *packet) {
 	var n int
 	_, _ = fmt.Sscan(string(pk.Payload), &n)
@@ -164,7 +172,8 @@ func (x *chaosSubscriber) deliver(from string, pk *packet) {
 	case n <= last && pk.FixedHeader.Qos == 1:
 		x.again++
 	case n <= last:
-		x.t.Errorf("message %d of %s comes again at QoS 2, after %d (packet id %d, DUP %t)", n, from, last, pk.PacketID, pk.FixedHeader.Dup)
+		x.t.Errorf("message %d of %s comes again at QoS 2, after %d; under packet id %d there came\n%s",
+			n, from, last, pk.PacketID, strings.Join(x.trail[pk.PacketID], "\n"))
 	default:
 		x.t.Errorf("message %d of %s comes after %d", n, from, last)
 		x.last[from] = n

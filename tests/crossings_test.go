@@ -192,6 +192,37 @@ var crossings = []crossing{
 		}}
 	}},
 
+	{"QoS 2, a packet id used again", "45", func(x *traveller) []func(*testing.T) {
+		q := x.topic("q")
+		var first, second packet
+		return []func(*testing.T){func(t *testing.T) {
+			c, p := x.session("sub", false, silent), x.clean("pub")
+			x.subscribe(c, 2, q)
+			x.publish(p, q, numbered(2), mqtest.QoS(2))
+			list := x.receive(c, q, numbered(2)...)
+			first, second = list[0], list[1]
+			pubrec(c, second.PacketID)
+			c.Take("PUBREL", is(packets.Pubrel, second.PacketID))
+			c.Kill()
+			c = x.session("sub", true, silent) // which counts packet ids from the start again
+			x.receive(c, q, "message 0")
+			c.Take("PUBREL", is(packets.Pubrel, second.PacketID))
+			pubcomp(c, second.PacketID)
+			c.Alive()
+			x.publish(p, q, []string{"third"}, mqtest.QoS(2))
+			equal(t, "packet id of the third message", x.receive(c, q, "third")[0].PacketID, second.PacketID)
+		}, func(t *testing.T) {
+			c := x.session("sub", true, silent)
+			equal(t, "packet id", x.receive(c, q, "message 0")[0].PacketID, first.PacketID)
+			equal(t, "packet id", x.receive(c, q, "third")[0].PacketID, second.PacketID)
+			for _, pk := range c.Got() {
+				if pk.FixedHeader.Type == packets.Pubrel {
+					t.Errorf("PUBREL %d, with which the client forgets that it has the third message", pk.PacketID)
+				}
+			}
+		}}
+	}},
+
 	{"retained messages", "45", func(x *traveller) []func(*testing.T) {
 		set := func(topic, payload string, opts ...mqtest.Option) {
 			retain := func(pk *packet) { pk.FixedHeader.Retain = true }
@@ -303,6 +334,7 @@ var crossings = []crossing{
 				}
 			}
 			c := connect("stays", 3600)
+			c.Hold(true)
 			x.subscribe(c, 1, q)
 			x.publish(x.clean("pub"), q, []string{"old"})
 		}, func(t *testing.T) {
