@@ -107,7 +107,8 @@ type Hook struct {
 	loading   chan struct{} // bounds the pages that loaders hold in memory
 	stamps    atomic.Uint64 // the next kicks.stamp
 	retaining atomic.Int64  // retained messages that are not stored yet
-	restored  atomic.Bool   // all wills that were left have been found
+	finding   sync.Once     // of the wills that were left
+	found     chan struct{} // closed when they are
 	loud      rate.Sometimes
 	losses    atomic.Uint64 // dropped since the hook was made
 
@@ -133,6 +134,7 @@ func New(server *mqtt.Server, o Options) *Hook {
 	h := &Hook{
 		server: server, opt: o, log: o.Log, metrics: o.Metrics, store: o.Store,
 		loading:  make(chan struct{}, loaders),
+		found:    make(chan struct{}),
 		loud:     rate.Sometimes{First: 1, Interval: 10 * time.Second},
 		sessions: map[string]*session{},
 		wills:    map[string]*delayed{},
@@ -164,11 +166,7 @@ func (h *Hook) Provides(b byte) bool {
 }
 
 // OnStarted looks for the wills that an earlier run has left.
-func (h *Hook) OnStarted() {
-	if !h.spawn(h.restoreWills) {
-		h.restored.Store(true)
-	}
-}
+func (h *Hook) OnStarted() { h.findWills() }
 
 // spawn runs f on a goroutine that Stop waits for. It reports whether it did.
 func (h *Hook) spawn(f func()) bool {
@@ -254,7 +252,7 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 		h.server.Clients.Delete(cl.ID)
 	}
 	c := x.c
-	s := &session{h: h, client: cl.ID, durable: c.Session.Durable(), q: ring{base: 1, next: 1}}
+	s := &session{h: h, client: cl.ID, durable: c.Session.Durable(), will: x.will != nil, q: ring{base: 1, next: 1}}
 	h.mu.Lock()
 	h.sessions[cl.ID] = s
 	h.mu.Unlock()

@@ -244,8 +244,10 @@ func (d *delivery) Add(b *store.Batch) {
 		d.rec.Inbound = d.inbound
 		b.Publishes = append(b.Publishes, &d.rec)
 	}
-	if d.will != nil && !(d.late && d.h.live(d.will.Client) != nil) {
-		b.Wills = append(b.Wills, store.Will{Client: d.will.Client, Remove: true})
+	if d.will != nil {
+		if s := d.h.live(d.will.Client); !d.late || s == nil || !s.will {
+			b.Wills = append(b.Wills, store.Will{Client: d.will.Client, Remove: true})
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ type session struct {
 	h       *Hook
 	client  string
 	durable bool          // its queue is in the store, and a token of q is a seq there
+	will    bool          // its client has left a will
 	acked   atomic.Uint64 // durable: every seq up to it is acknowledged
 
 	mu       sync.Mutex

@@ -49,24 +49,27 @@ func (x *client) takeWill(pk *packets.Packet) error {
 }
 
 // keepWill has the will stored before CONNACK, and what an earlier connection has left given up [MQTT-3.1.3-9]: or, where
-// the session that it was of is over, published.
+// its time has come or the session that it was of is over, published.
 func (x *client) keepWill(present bool) error {
 	h := x.h
+	h.findWills()
+	<-h.found
 	h.mu.Lock()
 	old := h.wills[x.c.Client.ID]
 	h.mu.Unlock()
-	if old != nil && present {
-		old.take(false)
-	} else if old != nil {
+	switch {
+	case old == nil:
+	case present && old.w.Due > milliseconds():
+		if old.take(false) && x.will == nil {
+			h.removeWill(x.c.Client.ID)
+		}
+	default:
 		old.fire()
 	}
-	switch {
-	case x.will != nil:
-		return h.journal.Do(context.Background(), func(b *store.Batch) { b.Wills = append(b.Wills, *x.will) })
-	case old != nil && present || !h.restored.Load(): // one that has not been found yet
-		h.removeWill(x.c.Client.ID)
+	if x.will == nil {
+		return nil
 	}
-	return nil
+	return h.journal.Do(context.Background(), func(b *store.Batch) { b.Wills = append(b.Wills, *x.will) })
 }
 
 func (h *Hook) removeWill(client string) {
@@ -113,11 +116,7 @@ type delayed struct {
 func (h *Hook) await(w *store.Will) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.awaitLocked(w)
-}
-
-// awaitLocked stores under the lock, so that what the client's next connection stores comes after it.
-func (h *Hook) awaitLocked(w *store.Will) {
+	// Under the lock, so that what the client's next connection stores comes after it.
 	h.journal.Later(func(b *store.Batch) { b.Wills = append(b.Wills, *w) })
 	if h.stopped {
 		return // it is found at the next start
@@ -153,10 +152,19 @@ func (d *delayed) fire() {
 
 const willsPage = 256
 
-// restoreWills finds the wills that an earlier run of the server has left: of clients that were connected when it
-// ended, and those that wait. It runs beside everything else.
+// findWills begins to look for the wills that an earlier run of the server has left: of clients that were connected when
+// it ended, and those that wait. It runs beside everything else, but connections: what becomes of a will is not known
+// before it is found.
+func (h *Hook) findWills() {
+	h.finding.Do(func() {
+		if !h.spawn(h.restoreWills) {
+			close(h.found)
+		}
+	})
+}
+
 func (h *Hook) restoreWills() {
-	defer h.restored.Store(true)
+	defer close(h.found)
 	after := ""
 	for {
 		list, err := h.store.Wills(context.Background(), after, willsPage)
@@ -168,9 +176,8 @@ func (h *Hook) restoreWills() {
 			return
 		}
 		for i := range list {
-			w := &list[i]
-			after = w.Client
-			h.restoreWill(w)
+			after = list[i].Client
+			h.restoreWill(&list[i])
 		}
 	}
 }
@@ -187,9 +194,5 @@ func (h *Hook) restoreWill(w *store.Will) {
 		}
 		w.Due = time.Now().Add(delay).UnixMilli()
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.opt.Registry.Taken(w.Client) { // else the client is back, and has replaced it or is about to
-		h.awaitLocked(w)
-	}
+	h.await(w)
 }
