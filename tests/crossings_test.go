@@ -273,14 +273,23 @@ var crossings = []crossing{
 			x.away("watch", x.topic("w/+"))
 			connect("a", true)
 			connect("b", false).Disconnect()
+			connect("d", false)
+			connect("e", false)
 			c := connect("c", false)
 			x.clean("c").Disconnect() // taken over by one without a will
 			c.Closed()
 		}, func(t *testing.T) {
+			connect("d", false).Disconnect() // back before anybody else
+			e := x.clean("e")
 			c := x.session("watch", true)
 			x.receive(c, x.topic("w/c"), "gone") // of the connection that was taken over
-			x.receive(c, x.topic("w/a"), "gone")
+			got := map[string]int{}
+			for range 3 {
+				got[strings.TrimPrefix(c.Take("a will", isPublish).TopicName, x.topic("w/"))]++
+			}
+			equal(t, "wills", fmt.Sprint(got), fmt.Sprint(map[string]int{"a": 1, "d": 1, "e": 1}))
 			c.Disconnect()
+			e.Alive()
 		}, func(t *testing.T) {
 			x.nothing(x.session("watch", true)) // once
 			c := x.clean("new")
@@ -291,6 +300,7 @@ var crossings = []crossing{
 	}},
 
 	{"delayed wills", "5", func(x *traveller) []func(*testing.T) {
+		var at time.Time
 		connect := func(id string, delay, expiry uint32) *mqtest.Client {
 			o := expiring(x.options(id), expiry)
 			o.Will = will(x.topic("w/"+id), "gone", delay)
@@ -303,20 +313,24 @@ var crossings = []crossing{
 			connect("waiting", 1, 3600).Kill()
 			connect("back", 3600, 3600)
 			connect("away", 3600, 3600).Kill()
+			connect("replaced", 1, 3600).Kill()
+			x.dial(x.options("replaced")) // a new session, without a will
+			at = time.Now()
 		}, func(t *testing.T) {
 			connect("back", 3600, 3600).Disconnect()
 			c := x.session("watch", true)
 			got := map[string]int{}
-			for range 3 {
+			for range 4 {
 				got[strings.TrimPrefix(c.Take("a will", isPublish).TopicName, x.topic("w/"))]++
 			}
-			equal(t, "wills", fmt.Sprint(got), fmt.Sprint(map[string]int{"bounded": 1, "delayed": 1, "waiting": 1}))
+			equal(t, "wills", fmt.Sprint(got), fmt.Sprint(map[string]int{"bounded": 1, "delayed": 1, "waiting": 1, "replaced": 1}))
 			x.nothing(c)
 		}, func(t *testing.T) {
 			c := connect("away", 3600, 3600)
 			equal(t, "session present", c.Connack.SessionPresent, true)
 			c.Disconnect()
 			connect("waiting", 0, 0).Disconnect()
+			passed(t, "the delay of a will that was published before it", at, 1100*time.Millisecond)
 			x.nothing(x.session("watch", true))
 		}}
 	}},
