@@ -7,6 +7,8 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/store"
 )
 
 // [MQTT-4.6.0-2]: acknowledgements come in the order of the publishes, though those under im/ wait for a commit and the
@@ -361,5 +363,35 @@ func TestNeedsIM(t *testing.T) {
 	cl := r.server.NewClient(nil, "t", "x", false)
 	if err := r.hook.OnConnect(cl, packets.Packet{}); err != errNeedsIM {
 		t.Errorf("got %v, want %v", err, errNeedsIM)
+	}
+}
+
+// QoS 2 from a client with a stored session: what is refused leaves nothing behind, so that the next message under the
+// same packet id is not taken for a repetition.
+func TestRefusedQoS2IsNotTakenForStored(t *testing.T) {
+	for _, how := range []connect{persistent, expiry(60)} {
+		r := newRig(t, setup{queues: store.QueueLimits{Messages: 1, Refuse: true}})
+		sub, pub := r.connect("sub", persistent), r.connect("pub", how)
+		sub.subscribe("t", 2)
+		sub.disconnect(0)
+		pub.publish("t", "fills", 2)
+		again := publication("t", "again", 2)
+		again.PacketID = pub.nextID()
+		pub.send(again)
+		if pub.v == 5 {
+			if code := pub.expect(packets.Pubrec).ReasonCode; code != packets.ErrQuotaExceeded.Code {
+				t.Errorf("PUBREC: got reason %#x, want %#x", code, packets.ErrQuotaExceeded.Code)
+			}
+			_ = pub.conn.Close()
+		} else if _, err := pub.read(); err == nil {
+			t.Error("a refused publish was answered, want the end")
+		}
+		sub = r.connect("sub", persistent)
+		sub.message("fills")
+		sub.ping()
+		pub = r.connect("pub", how)
+		pub.send(again)
+		pub.expect(packets.Pubrec)
+		sub.message("again")
 	}
 }
