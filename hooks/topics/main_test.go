@@ -124,6 +124,7 @@ type setup struct {
 	pipes     bool // for testing/synctest
 	inline    bool
 	queues    store.QueueLimits
+	wrap      func(store.Store) store.Store // nil: the hook has the store itself
 }
 
 func newRig(tb testing.TB, o setup) *rig {
@@ -144,7 +145,10 @@ func newRig(tb testing.TB, o setup) *rig {
 	}
 	reg := link.NewRegistry(o.transport)
 	im := imhook.New(e, imhook.Options{Registry: reg, Log: log})
-	o.Registry, o.Store, o.Log, o.Metrics = reg, st, log, r.counts
+	if o.wrap == nil {
+		o.wrap = func(s store.Store) store.Store { return s }
+	}
+	o.Registry, o.Store, o.Log, o.Metrics = reg, o.wrap(st), log, r.counts
 	o.Allow = func(_ *mqtt.Client, topic string, _ bool) bool { return r.rules.allowed(topic) }
 	r.hook = New(r.server, o.Options)
 	reg.Exclusive()
