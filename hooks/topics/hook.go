@@ -1,6 +1,5 @@
 // Package topics is the mochi hook for ordinary topics, everything that is not under im/: publishing, fan-out, retained
-// messages, wills and the queues of sessions. mochi keeps the handshake, the subscriptions and the trie that matches
-// them. Its own fan-out and inflight table are not used: under pressure they lose acknowledged messages, deadlock with
+// messages, wills and the queues of sessions. mochi keeps the handshake and SUBSCRIBE. Its own trie, fan-out and inflight table are not used: under pressure they lose acknowledged messages, deadlock with
 // Receive Maximum, reorder on take-over, and let a reader that stalls stall its publishers.
 //
 //	reg := link.NewRegistry(transport.Options{})
@@ -102,6 +101,7 @@ type Hook struct {
 	store     store.Store
 	journal   *link.Journal
 	doneKicks kicks // the journal's
+	index     index
 	routes    routes
 	cursors   cursors
 	loading   chan struct{} // bounds the pages that loaders hold in memory
@@ -356,6 +356,7 @@ func (h *Hook) release(c *link.Conn, _ bool) {
 func (x *client) letGo() {
 	h, s, cl := x.h, x.s, x.c.Client
 	s.end()
+	h.index.leave(s)
 	h.mu.Lock()
 	mine := h.sessions[s.client] == s
 	if mine {

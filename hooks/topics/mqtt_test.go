@@ -347,7 +347,9 @@ func TestInlineClient(t *testing.T) {
 	p.message("in")
 	p.publish("t/2", "out", 0)
 	p.message("out")
-	for _, want := range []string{"t/1 in", "t/2 out"} {
+	p.publish("t", "above", 0)
+	p.message("above")
+	for _, want := range []string{"t/1 in", "t/2 out", "t above"} {
 		if s := <-got; s != want {
 			t.Errorf("got %q, want %q", s, want)
 		}

@@ -9,12 +9,9 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
-
-	"github.com/mqim/mqim/store"
 )
 
-// route is who gets what is published to a topic. It is made from mochi's trie, which copies every map that it passes,
-// and from what the store has, and used again as long as no subscription has changed. It never changes but for the
+// route is who gets what is published to a topic. It is made from the index and the store, and used again as long as no subscription has changed. It never changes but for the
 // turns of its groups.
 type route struct {
 	topic   string
@@ -89,103 +86,74 @@ func (h *Hook) route(topic string, last *route) (*route, error) {
 	return r, nil
 }
 
-// resolve asks mochi's trie and the store.
+// resolve asks who has subscribed: the index, the store and, for the program that embeds the server, mochi.
 func (h *Hook) resolve(topic string) (*route, error) {
 	stored, err := h.store.Match(context.Background(), topic)
 	if err != nil {
 		return nil, fmt.Errorf("who has subscribed to the topic: %w", err)
 	}
-	subs := h.server.Topics.Subscribers(topic)
-	r := &route{topic: topic, inline: subs.InlineSubscriptions}
+	r := &route{topic: topic}
 	groups := map[string]*group{} // by filter, the group's name included
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	r.targets = make([]target, 0, len(subs.Subscriptions))
-	for id, sub := range subs.Subscriptions {
-		if s := h.sessions[id]; s != nil && !s.durable {
-			t := makeTarget(s, &sub)
-			if t.noLocal {
-				t.noLocal = h.onlyNoLocal(id, topic)
+	at := map[string]int{}        // where a client is in its list
+	add := func(list *[]target, filter string, t target) {
+		if shared, _ := unshare(filter); shared != "" {
+			g := groups[filter]
+			if g == nil {
+				g = &group{}
+				g.turn.Store(rand.Uint32())
+				groups[filter] = g
+				r.groups = append(r.groups, g)
 			}
-			r.targets = append(r.targets, t)
+			g.members = append(g.members, t)
+		} else if i, seen := at[t.client]; seen {
+			(*list)[i].merge(&t)
+		} else {
+			at[t.client] = len(*list)
+			*list = append(*list, t)
 		}
 	}
-	member := func(filter string, t target) {
-		g := groups[filter]
-		if g == nil {
-			g = &group{}
-			g.turn.Store(rand.Uint32())
-			groups[filter] = g
-			r.groups = append(r.groups, g)
-		}
-		g.members = append(g.members, t)
-	}
-	for filter, members := range subs.Shared {
-		if topic[0] == '$' && wild(unshare(filter)) {
-			continue // [MQTT-4.7.2-1], which mochi keeps for ordinary subscriptions only
-		}
-		for id, sub := range members {
-			if s := h.sessions[id]; s != nil && !s.durable {
-				member(filter, makeTarget(s, &sub))
-			}
+	h.index.match(topic, func(filter string, t target) { add(&r.targets, filter, t) })
+	clear(at)
+	for i := range stored {
+		if sub, ok := decodeSubscription(&stored[i]); ok {
+			t := makeTarget(nil, &sub)
+			t.client = stored[i].Client
+			add(&r.durable, sub.Filter, t)
 		}
 	}
-	r.addStored(stored, member)
+	if h.server.Options.InlineClient {
+		r.inline = h.inlineSubscriptions(topic)
+	}
 	return r, nil
 }
 
-// addStored merges the stored subscriptions of each client into one target.
-func (r *route) addStored(list []store.Subscription, member func(filter string, t target)) {
-	at := map[string]int{}
-	for i := range list {
-		sub, ok := decodeSubscription(&list[i])
-		if !ok {
-			continue
-		}
-		t := target{client: list[i].Client, ids: appendIDs(&sub), qos: sub.Qos, noLocal: sub.NoLocal, retain: sub.RetainAsPublished}
-		if mqtt.IsSharedFilter(sub.Filter) {
-			member(sub.Filter, t)
-			continue
-		}
-		k, seen := at[t.client]
-		if !seen {
-			at[t.client] = len(r.durable)
-			r.durable = append(r.durable, t)
-			continue
-		}
-		d := &r.durable[k]
-		d.qos, d.ids = max(d.qos, t.qos), d.ids+t.ids // [MQTT-3.3.4-2] [MQTT-3.3.4-4]
-		d.noLocal, d.retain = d.noLocal && t.noLocal, d.retain || t.retain
-	}
+// merge makes one of two subscriptions of a client that match: it gets one copy [MQTT-3.3.4-2] [MQTT-3.3.4-4].
+func (t *target) merge(o *target) {
+	t.qos, t.ids = max(t.qos, o.qos), t.ids+o.ids
+	t.noLocal, t.retain = t.noLocal && o.noLocal, t.retain || o.retain
 }
 
+// inlineSubscriptions are mochi's. Those that end with /# it finds for what is below a topic, not for the topic itself.
+func (h *Hook) inlineSubscriptions(topic string) map[int]mqtt.InlineSubscription {
+	list := map[int]mqtt.InlineSubscription{}
+	for _, t := range []string{topic, topic + "/"} {
+		for id, sub := range h.server.Topics.Subscribers(t).InlineSubscriptions {
+			if covers(sub.Filter, topic) {
+				list[id] = sub
+			}
+		}
+	}
+	return list
+}
+
+// makeTarget is a subscription of a session that is not in the store, or of one that is, where s is nil.
 func makeTarget(s *session, sub *packets.Subscription) target {
-	return target{client: s.client, s: s, ids: appendIDs(sub), qos: sub.Qos, noLocal: sub.NoLocal, retain: sub.RetainAsPublished}
-}
-
-// onlyNoLocal reports whether all of a client's subscriptions that match have No Local; mochi merges them into one that
-// has it if any has, and the client would miss what another subscription asks for.
-func (h *Hook) onlyNoLocal(client, topic string) bool {
-	cl, ok := h.server.Clients.Get(client)
-	if !ok {
-		return true
+	t := target{s: s, ids: appendIDs(sub), qos: sub.Qos, noLocal: sub.NoLocal, retain: sub.RetainAsPublished}
+	if s != nil {
+		t.client = s.client
 	}
-	for filter, sub := range cl.State.Subscriptions.GetAll() {
-		if !sub.NoLocal && !mqtt.IsSharedFilter(filter) && covers(filter, topic) {
-			return false
-		}
-	}
-	return true
+	return t
 }
-
-// unshare returns the filter in $share/group/filter.
-func unshare(filter string) string {
-	_, rest, _ := cut(filter)
-	_, rest, _ = cut(rest)
-	return rest
-}
-
-func wild(filter string) bool { return filter != "" && (filter[0] == '+' || filter[0] == '#') }
 
 // live is the session of a client that is connected, or about to be; nil: it is not.
 func (h *Hook) live(client string) *session {

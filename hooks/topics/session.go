@@ -33,7 +33,11 @@ type session struct {
 	stamp    uint64 // of the kicks that have the connection already
 	scratch  []byte
 	scans    []scan // retained messages that are to be sent, but are not read yet
-	loading  bool   // a goroutine reads what is to come into q
+
+	// Guarded by Hook.index.
+	filters map[string]struct{} // that are in it
+	left    bool                // none are to come
+	loading bool                // a goroutine reads what is to come into q
 
 	// Of a durable session.
 	head    uint64                    // the highest seq that the store is known to have

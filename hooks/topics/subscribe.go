@@ -76,6 +76,11 @@ func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 			}
 		}
 	}
+	for i := range pk.Filters {
+		if i < len(codes) && codes[i] < packets.ErrUnspecifiedError.Code && !x.s.durable {
+			h.index.add(x.s, &pk.Filters[i])
+		}
+	}
 	h.routes.changed()
 	for i := range x.asked {
 		for j, f := range pk.Filters {
@@ -107,10 +112,20 @@ func (h *Hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet 
 }
 
 // OnUnsubscribed is called when the trie has changed.
-func (h *Hook) OnUnsubscribed(*mqtt.Client, packets.Packet) { h.routes.changed() }
+func (h *Hook) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
+	if x := clientOf(cl); x != nil && x.s != nil {
+		for i := range pk.Filters {
+			h.index.remove(x.s, pk.Filters[i].Filter)
+		}
+	}
+	h.routes.changed()
+}
 
-// unsubscribe takes a subscription out of mochi's trie.
+// unsubscribe ends a subscription, but for what is stored of it.
 func (h *Hook) unsubscribe(cl *mqtt.Client, filter string) bool {
+	if x := clientOf(cl); x != nil && x.s != nil {
+		h.index.remove(x.s, filter)
+	}
 	if !h.server.Topics.Unsubscribe(filter, cl.ID) {
 		return false
 	}

@@ -1,9 +1,13 @@
 package topics
 
 import (
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
+	"github.com/mochi-mqtt/server/v2/packets"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 )
@@ -68,4 +72,69 @@ func TestRing(t *testing.T) {
 			},
 		})
 	})
+}
+
+// The index, against covers, with subscriptions that come and go at random.
+func TestIndex(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	path := func(levels []string) string {
+		p := levels[rng.IntN(len(levels))]
+		for p == "" || rng.IntN(3) > 0 {
+			p += "/" + levels[rng.IntN(len(levels))]
+		}
+		return p
+	}
+	filter := func() (f string) {
+		if f = path([]string{"a", "b", "", "+", "$x"}); rng.IntN(3) == 0 {
+			f += "/#"
+		} else if rng.IntN(30) == 0 {
+			f = "#"
+		}
+		if rng.IntN(3) == 0 {
+			f = "$share/" + path([]string{"g", "h"})[:1] + "/" + f
+		}
+		return f
+	}
+	var x index
+	sessions := []*session{{client: "1"}, {client: "2"}, {client: "3"}}
+	want := map[subscriber]bool{}
+	for range 20_000 {
+		i := rng.IntN(len(sessions))
+		s := sessions[i]
+		switch rng.IntN(20) {
+		case 0:
+			x.leave(s)
+			x.add(s, &packets.Subscription{Filter: "a"}) // too late
+			sessions[i] = &session{client: s.client}
+			maps.DeleteFunc(want, func(k subscriber, _ bool) bool { return k.s == s })
+		case 1, 2, 3, 4, 5, 6, 7, 8:
+			f := filter()
+			x.add(s, &packets.Subscription{Filter: f})
+			want[subscriber{s, f}] = true
+		case 9, 10, 11, 12:
+			f := filter()
+			x.remove(s, f)
+			delete(want, subscriber{s, f})
+		default:
+			topic := path([]string{"a", "b", "", "c", "$x"})
+			got := map[subscriber]bool{}
+			x.match(topic, func(filter string, t target) { got[subscriber{t.s, filter}] = true })
+			match := maps.Clone(want)
+			maps.DeleteFunc(match, func(k subscriber, _ bool) bool {
+				_, f := unshare(k.filter)
+				return !covers(f, topic)
+			})
+			if !maps.Equal(got, match) {
+				t.Fatalf("%q: got %v, want %v", topic, got, match)
+			}
+		}
+	}
+	for _, s := range sessions {
+		x.leave(s)
+	}
+	if n := len(x.top.below); n > 0 {
+		t.Errorf("%d levels left, want none", n)
+	}
 }

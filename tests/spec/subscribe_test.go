@@ -154,7 +154,7 @@ func TestTopics(t *testing.T) {
 		{"[MQTT-4.7.1-2] + matches one level", "~/+", []string{"~/a", "~/", "~/$a"}, []string{"~", "~/a/b", "~/a/"}},
 		{"[MQTT-4.7.1-2] + amid and at the end", "~/+/b/+", []string{"~/a/b/c", "~//b/"}, []string{"~/b/c", "~/a/b", "~/a/b/c/d"}},
 		{"[MQTT-4.7.1-2] + first", "+/~b", []string{"a/~b", "/~b"}, []string{"~b", "a/b/~b"}},
-		{"[MQTT-4.7.1-1] + and #", "~/+/#", []string{"~/a/b", "~/a/b/c", "~//"}, []string{"~"}},
+		{"[MQTT-4.7.1-1] + and #", "~/+/#", []string{"~/a", "~/", "~/a/b", "~/a/b/c", "~//"}, []string{"~"}},
 		{"[MQTT-4.7.1-1] # after an empty level", "~//#", []string{"~/", "~//", "~//a"}, []string{"~", "~/a"}},
 		{"[MQTT-4.7.3] case counts", "~/Topic", []string{"~/Topic"}, []string{"~/topic", "~/TOPIC"}},
 		{"[MQTT-4.7.3] separators count", "/~/a", []string{"/~/a"}, []string{"~/a", "/~/a/", "//~/a"}},
