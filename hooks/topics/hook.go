@@ -116,7 +116,10 @@ type Hook struct {
 	sessions map[string]*session // of those who are connected, by client id
 	wills    map[string]*delayed // that wait for their delay, by client id
 	stopped  bool
-	running  sync.WaitGroup // loaders, and wills that are being published by their timers
+	// recheck says that stored subscriptions are to be looked at, and rechecking that a goroutine is at it.
+	recheck, rechecking bool
+
+	running sync.WaitGroup // loaders, recheckStored, and wills that are being published by their timers
 }
 
 // New returns the hook for a server. The caller adds it, after hooks/im.

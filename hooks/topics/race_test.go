@@ -2,6 +2,9 @@ package topics
 
 import (
 	"context"
+	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,7 +15,15 @@ import (
 // meddler is a store in which something happens between a session's being read and what follows.
 type meddler struct {
 	store.Store
-	session func() // called after Session
+	session  func()                 // called after Session
+	sessions atomic.Pointer[func()] // called before Sessions
+}
+
+func (m *meddler) Sessions(ctx context.Context, after string, limit int) ([]store.Session, error) {
+	if f := m.sessions.Load(); f != nil {
+		(*f)()
+	}
+	return m.Store.Sessions(ctx, after, limit)
 }
 
 func (m *meddler) Session(ctx context.Context, client string) (store.Session, error) {
@@ -61,3 +72,62 @@ func TestSessionEndsWhileItIsResumed(t *testing.T) {
 		sub.message("m")
 	})
 }
+
+// Recheck does not wait for a store that is slow, looks once for many calls, and is given up when the hook stops.
+func TestRecheckHoldsNothingUp(t *testing.T) {
+	m := &meddler{}
+	r := newRig(t, setup{wrap: func(s store.Store) store.Store { m.Store = s; return m }})
+	const n = sessionsPage + 1
+	var b store.Batch
+	for i := range n {
+		c := fmt.Sprintf("away%05d", i)
+		b.Sessions = append(b.Sessions, store.Session{Client: c, User: c, Expiry: store.NoExpiry})
+		b.Subscribes = append(b.Subscribes, store.Subscription{Client: c, Filter: "secret", Options: []byte{1}})
+	}
+	if err := r.store.Commit(t.Context(), &b); err != nil {
+		t.Fatal(err)
+	}
+	stall, reads := make(chan struct{}), make(chan struct{}, 100)
+	m.sessions.Store(ptr(func() { reads <- struct{}{}; <-stall }))
+	r.rules.deny("secret")
+	r.hook.Recheck() // returns, though the store does not answer
+	<-reads
+	for range 10 {
+		r.hook.Recheck()
+	}
+	close(stall)
+	r.until("both passes end", func() bool {
+		r.hook.mu.RLock()
+		defer r.hook.mu.RUnlock()
+		return !r.hook.rechecking
+	})
+	if got := 1 + len(reads); got != 6 { // two full pages and an empty one, twice
+		t.Errorf("pages read: got %d, want 6", got)
+	}
+	if subs, err := r.store.Match(t.Context(), "secret"); err != nil || len(subs) > 0 {
+		t.Errorf("subscriptions left: got %d, %v, want none", len(subs), err)
+	}
+	m.sessions.Store(ptr(func() {
+		reads <- struct{}{}
+		r.hook.mu.RLock()
+		for !r.hook.stopped {
+			r.hook.mu.RUnlock()
+			runtime.Gosched()
+			r.hook.mu.RLock()
+		}
+		r.hook.mu.RUnlock()
+	}))
+	for len(reads) > 0 {
+		<-reads
+	}
+	r.hook.Recheck()
+	<-reads
+	if err := r.hook.Stop(); err != nil {
+		t.Error(err)
+	}
+	if n := len(reads); n > 0 {
+		t.Errorf("pages read after Stop: got %d, want none", n)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }

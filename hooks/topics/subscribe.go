@@ -134,45 +134,70 @@ func (h *Hook) unsubscribe(cl *mqtt.Client, filter string) bool {
 	return true
 }
 
-// Recheck ends the subscriptions that Options.Allow allows no more, and returns their number. It is to be called when
-// the rules have changed: deliveries are not checked one by one. The client is not told; MQTT has no packet for that.
-func (h *Hook) Recheck() (ended int) {
+// Recheck ends the subscriptions that Options.Allow allows no more. It is to be called when the rules have changed:
+// deliveries are not checked one by one. It does not wait for the store: what is stored follows, first for clients that
+// are connected. Clients are not told; MQTT has no packet for that.
+func (h *Hook) Recheck() {
 	if h.opt.Allow == nil {
-		return 0
+		return
 	}
+	var gone []store.Subscription
 	for _, cl := range h.server.Clients.GetAll() {
 		if cl.Net.Inline {
 			continue
 		}
-		var gone []store.Subscription
 		for filter := range cl.State.Subscriptions.GetAll() {
-			if !h.opt.Allow(cl, filter, false) && h.unsubscribe(cl, filter) {
+			if h.opt.Allow(cl, filter, false) || !h.unsubscribe(cl, filter) {
+				continue
+			}
+			if x := clientOf(cl); x != nil && x.c.Session.Durable() {
 				gone = append(gone, store.Subscription{Client: cl.ID, Filter: filter})
-				ended++
 			}
 		}
-		h.forget(cl, gone)
 	}
-	ended += h.recheckStored()
-	if ended > 0 {
-		h.routes.changed()
+	h.routes.changed()
+	h.journal.Later(func(b *store.Batch) { b.Unsubscribes = append(b.Unsubscribes, gone...) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.recheck = true
+	if !h.rechecking && !h.stopped {
+		h.rechecking = true
+		h.running.Go(h.recheckStored)
 	}
-	return ended
 }
 
 const sessionsPage = 256
 
-// recheckStored is Recheck for the sessions of clients that are away.
-func (h *Hook) recheckStored() (ended int) {
-	ctx := context.Background()
+// recheckStored ends what is stored and not allowed any more: once for all calls of Recheck that came before it began.
+// One goroutine does it, and gives up when the hook stops: who resumes a session is checked then.
+func (h *Hook) recheckStored() {
+	for {
+		h.mu.Lock()
+		if !h.recheck || h.stopped {
+			h.rechecking = false
+			h.mu.Unlock()
+			return
+		}
+		h.recheck = false
+		h.mu.Unlock()
+		h.recheckPages()
+	}
+}
+
+func (h *Hook) recheckPages() {
 	after := ""
 	for {
-		list, err := h.store.Sessions(ctx, after, sessionsPage)
+		_ = h.journal.Flush(context.Background()) // one page at a time
+		h.routes.changed()
+		list, err := h.store.Sessions(context.Background(), after, sessionsPage)
 		if err != nil {
 			h.log.Error("sessions cannot be checked against the rules", "error", err)
 		}
-		if len(list) == 0 {
-			return ended
+		h.mu.RLock()
+		stopped := h.stopped
+		h.mu.RUnlock()
+		if len(list) == 0 || stopped {
+			return
 		}
 		var gone []store.Subscription
 		for i := range list {
@@ -181,11 +206,7 @@ func (h *Hook) recheckStored() (ended int) {
 				gone = append(gone, h.denied(&list[i])...)
 			}
 		}
-		if len(gone) > 0 {
-			ended += len(gone)
-			h.journal.Later(func(b *store.Batch) { b.Unsubscribes = append(b.Unsubscribes, gone...) })
-			_ = h.journal.Flush(ctx)
-		}
+		h.journal.Later(func(b *store.Batch) { b.Unsubscribes = append(b.Unsubscribes, gone...) })
 	}
 }
 
