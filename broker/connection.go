@@ -67,7 +67,7 @@ func (s *Server) handshake(listener string, t *transport.Conn) (cl *mqtt.Client,
 	if err != nil {
 		return cl, err
 	}
-	if err := s.busy(cl); err != nil {
+	if err := s.busy(cl, pk.Connect.Clean); err != nil {
 		return cl, err
 	}
 	for _, h := range s.hooks {

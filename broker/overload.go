@@ -139,10 +139,16 @@ func memoryInUse() uint64 {
 	return s[0].Value.Uint64() + s[1].Value.Uint64()
 }
 
-// busy refuses a CONNECT while the server is overloaded. It returns nil where it is not.
-func (s *Server) busy(cl *mqtt.Client) error {
-	if s.overload.Level() < limit.RefuseSessions {
+// busy refuses a CONNECT while the server is overloaded. It returns nil where it is not, and for a client that goes on with
+// a stored session while messages are still taken.
+func (s *Server) busy(cl *mqtt.Client, clean bool) error {
+	switch level := s.overload.Level(); {
+	case level < limit.RefuseSessions:
 		return nil
+	case level == limit.RefuseSessions && !clean:
+		if _, err := s.store.Session(context.Background(), cl.ID); err == nil {
+			return nil
+		}
 	}
 	s.metrics.Limited("overload_connect")
 	s.turnAway(cl, packets.ErrServerBusy, "the server is overloaded")

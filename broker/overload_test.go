@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"runtime/debug"
 	"testing"
 	"testing/synctest"
@@ -89,5 +90,48 @@ func TestSignals(t *testing.T) {
 			t.Error(err)
 		}
 		debug.SetMemoryLimit(old)
+	}
+}
+
+// While new sessions are refused, a client may go on with one that is stored, unless it gets so bad that messages are
+// refused, too.
+func TestStoredSessionsAreNoNewOnes(t *testing.T) {
+	s, err := New(testConfig(t), quiet(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	err = s.store.Commit(t.Context(), &store.Batch{TopicBatch: store.TopicBatch{
+		Sessions: []store.Session{{Client: "old", User: "u", Expiry: store.NoExpiry}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.overload.Close()
+	for level := limit.Normal; level <= limit.RefusePublishes; level++ {
+		s.overload = limit.Watch(quiet(), limit.Signal{
+			Cause: "test", At: [3]float64{limit.Slow, limit.RefuseSessions, limit.RefusePublishes},
+			Read: func() (float64, bool) { return float64(level), true },
+		})
+		for end := time.Now().Add(20 * time.Second); s.overload.Level() != level; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("level: got %d, want %d", s.overload.Level(), level)
+			}
+		}
+		for _, c := range []struct {
+			client string
+			clean  bool
+			upTo   int
+		}{{"old", false, limit.RefuseSessions}, {"old", true, limit.Slow}, {"new", false, limit.Slow}} {
+			conn, peer := net.Pipe()
+			_ = peer.Close()
+			cl := s.mqtt.NewClient(conn, "", c.client, false)
+			err := s.busy(cl, c.clean)
+			if in := err == nil; in != (level <= c.upTo) {
+				t.Errorf("level %d, client %s, clean %v: got %v", level, c.client, c.clean, err)
+			}
+			cl.Stop(nil)
+		}
+		s.overload.Close()
 	}
 }
