@@ -88,6 +88,7 @@ type Conn struct {
 	onEnd   []func() // the connection's goroutine
 	done    chan struct{}
 	endOnce sync.Once
+	letGo   sync.Once
 }
 
 // Done is closed when the connection has ended and the hooks have let go of it.
@@ -455,7 +456,11 @@ func (r *Registry) Release(c *Conn, ended bool) {
 	r.release(c, ended)
 }
 
-func (r *Registry) release(c *Conn, ended bool) {
+// release does it once: where an old connection takes too long, who takes its session over does it in its place, and what
+// the old one stored later would concern the new one's session.
+func (r *Registry) release(c *Conn, ended bool) { c.letGo.Do(func() { r.releaseOnce(c, ended) }) }
+
+func (r *Registry) releaseOnce(c *Conn, ended bool) {
 	s := c.Session
 	s.mu.Lock()
 	mine, durable := s.conn == c && c.established(), s.durable

@@ -269,7 +269,10 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	if err != nil {
 		h.log.Warn("a session cannot be resumed", "client", cl.ID, "error", err)
 		imhook.Refuse(cl, packets.ErrServerUnavailable, 0x03, "the store cannot be used now")
-		x.will = nil
+		if x.will != nil {
+			h.removeWill(cl.ID)
+			x.will = nil
+		}
 		cl.Stop(err)
 	}
 	c.Session.Stored = nil

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mochi-mqtt/server/v2/packets"
+
 	"github.com/mqim/mqim/store"
 )
 
@@ -17,6 +19,18 @@ type meddler struct {
 	store.Store
 	session  func()                 // called after Session
 	sessions atomic.Pointer[func()] // called before Sessions
+	crashed  atomic.Bool            // it is as after a crash: what was sent is not known
+	torn     atomic.Bool            // what was sent cannot be read
+}
+
+func (m *meddler) Outbound(ctx context.Context, client string) ([]store.Outbound, error) {
+	switch {
+	case m.torn.Load():
+		return nil, store.ErrCorrupt
+	case m.crashed.Load():
+		return nil, nil
+	}
+	return m.Store.Outbound(ctx, client)
 }
 
 func (m *meddler) Sessions(ctx context.Context, after string, limit int) ([]store.Session, error) {
@@ -28,6 +42,7 @@ func (m *meddler) Sessions(ctx context.Context, after string, limit int) ([]stor
 
 func (m *meddler) Session(ctx context.Context, client string) (store.Session, error) {
 	s, err := m.Store.Session(ctx, client)
+	s.Cut = s.Cut || m.crashed.Load()
 	if f := m.session; f != nil && err == nil {
 		m.session = nil
 		f()
@@ -131,3 +146,45 @@ func TestRecheckHoldsNothingUp(t *testing.T) {
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// After a crash everything that may have been sent has DUP [MQTT-3.3.1-1], however much that was.
+func TestAllThatACrashInterruptedIsDup(t *testing.T) {
+	m := &meddler{}
+	r := newRig(t, setup{wrap: func(s store.Store) store.Store { m.Store = s; return m }})
+	sub, pub := r.connect("sub", persistent), r.connect("pub")
+	sub.subscribe("t", 1)
+	const n = 2 * windowMessages
+	for range n {
+		pub.publish("t", "m", 1)
+		sub.expect(packets.Publish)
+	}
+	_ = sub.conn.Close()
+	m.crashed.Store(true)
+	sub = r.connect("sub", persistent)
+	for i := range n {
+		if !sub.message("m").FixedHeader.Dup {
+			t.Fatalf("message %d: DUP 0, want 1", i)
+		}
+	}
+	pub.publish("t", "new", 1)
+	if sub.message("new").FixedHeader.Dup {
+		t.Error("what came after: DUP 1, want 0")
+	}
+}
+
+// A client whose session cannot be resumed leaves no will behind.
+func TestRefusedClientLeavesNoWill(t *testing.T) {
+	m := &meddler{}
+	r := newRig(t, setup{wrap: func(s store.Store) store.Store { m.Store = s; return m }})
+	r.connect("c", persistent).disconnect(0)
+	r.gone("c")
+	m.torn.Store(true)
+	if _, ack := r.open("c", persistent, testament("t", "will", 1, false, 0)); ack.ReasonCode != 0x03 {
+		t.Fatalf("CONNACK: got %#x, want 3", ack.ReasonCode)
+	}
+	r.gone("c")
+	_ = r.hook.Drain(t.Context())
+	if wills, err := r.store.Wills(t.Context(), "", 10); err != nil || len(wills) > 0 {
+		t.Errorf("wills left: got %v, %v, want none", wills, err)
+	}
+}
