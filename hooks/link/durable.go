@@ -30,6 +30,9 @@ func (c *Conn) expiry() uint32 {
 
 // resume reads the session that c goes on with, or begins a new one.
 func (r *Registry) resume(c *Conn, s *Session, clean, persistent bool) (present bool, err error) {
+	if persistent && r.journal.Behind() {
+		return false, store.ErrUnavailable
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	st := r.journal.Store

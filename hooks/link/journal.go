@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,6 +46,7 @@ type Journal struct {
 	changes  []Change
 	bytes    int
 	held     []Change // that the store could not commit, and must
+	behind   bool     // held was long when the store was last asked
 	closed   bool
 
 	done    chan batchDone
@@ -138,6 +140,14 @@ func (j *Journal) Later(add func(*store.Batch)) bool {
 	return j.PutUrgent(&stored{done: make(chan error, 1), add: add, must: true})
 }
 
+// Behind reports whether the store has for some time not been able to commit what must be. Nothing is to be begun then
+// that has to be stored sooner or later, as sessions have.
+func (j *Journal) Behind() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.behind
+}
+
 // Close stores what was put, and stops. A second Close does nothing.
 func (j *Journal) Close() {
 	j.mu.Lock()
@@ -149,7 +159,7 @@ func (j *Journal) Close() {
 }
 
 // take waits for changes. Where some are held it does not wait for more, but for a moment.
-func (j *Journal) take(spare []Change) []Change {
+func (j *Journal) take() []Change {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if len(j.held) > 0 && len(j.changes) == 0 && !j.closed {
@@ -160,7 +170,7 @@ func (j *Journal) take(spare []Change) []Change {
 	for len(j.changes) == 0 && len(j.held) == 0 && !j.closed {
 		j.notEmpty.Wait()
 	}
-	changes := append(append(spare[:0], j.held...), j.changes...)
+	changes := slices.Concat(j.held, j.changes)
 	clear(j.changes)
 	clear(j.held)
 	j.changes, j.held, j.bytes = j.changes[:0], j.held[:0], 0
@@ -171,7 +181,7 @@ func (j *Journal) take(spare []Change) []Change {
 func (j *Journal) commitLoop() {
 	defer close(j.done)
 	for {
-		changes := j.take(nil)
+		changes := j.take()
 		if len(changes) == 0 {
 			return
 		}
@@ -181,24 +191,20 @@ func (j *Journal) commitLoop() {
 			b.Lazy = b.Lazy && c.Lazy()
 		}
 		err := j.Store.Commit(context.Background(), b)
-		if err != nil {
-			if !errors.Is(err, store.ErrUnavailable) {
-				j.log.Error("commit of ordinary topics failed", "changes", len(changes), "error", err)
-			}
-			changes = j.hold(changes, err)
+		if err != nil && !errors.Is(err, store.ErrUnavailable) {
+			j.log.Error("commit of ordinary topics failed", "changes", len(changes), "error", err)
 		}
+		changes = j.hold(changes, err)
 		j.done <- batchDone{changes, err}
 	}
 }
 
 // hold keeps those changes that must be stored for the next try, unless this was the last; it returns the others.
 func (j *Journal) hold(changes []Change, err error) []Change {
-	if !errors.Is(err, store.ErrUnavailable) {
-		return changes
-	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.closed {
+	j.behind = false
+	if j.closed || !errors.Is(err, store.ErrUnavailable) {
 		return changes
 	}
 	rest := changes[:0]
@@ -209,6 +215,7 @@ func (j *Journal) hold(changes []Change, err error) []Change {
 			rest = append(rest, c)
 		}
 	}
+	j.behind = len(j.held) >= journalChanges
 	return rest
 }
 

@@ -366,15 +366,26 @@ type saveAcked struct {
 func (x *saveAcked) Add(b *store.Batch) {
 	for _, s := range x.list {
 		s.mu.Lock()
-		s.unsaved = false
 		stale := s.dead && !x.last // the client may have begun a new one
-		s.mu.Unlock()
+		s.saved = s.acked.Load()
 		if !stale {
-			b.Passed = append(b.Passed, store.Passed{Client: s.client, Seq: s.acked.Load()})
+			b.Passed = append(b.Passed, store.Passed{Client: s.client, Seq: s.saved})
 		}
+		s.mu.Unlock()
 	}
 }
 func (x *saveAcked) Size() int  { return 64 * len(x.list) }
 func (x *saveAcked) Must() bool { return true }
 func (x *saveAcked) Lazy() bool { return true }
-func (x *saveAcked) Done(error) {}
+
+// Done goes on with those that have come further meanwhile. Until then they are not in another list: what waits for a
+// store that cannot commit is one cursor a session.
+func (x *saveAcked) Done(error) {
+	for _, s := range x.list {
+		s.mu.Lock()
+		if s.unsaved = s.acked.Load() != s.saved && !s.dead; s.unsaved {
+			s.h.cursors.add(s)
+		}
+		s.mu.Unlock()
+	}
+}

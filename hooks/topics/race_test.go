@@ -21,6 +21,16 @@ type meddler struct {
 	sessions atomic.Pointer[func()] // called before Sessions
 	crashed  atomic.Bool            // it is as after a crash: what was sent is not known
 	torn     atomic.Bool            // what was sent cannot be read
+	full     atomic.Bool            // there is no room
+	passed   atomic.Int64           // how many cursors the last batch had
+}
+
+func (m *meddler) Commit(ctx context.Context, b *store.Batch) error {
+	m.passed.Store(int64(len(b.Passed)))
+	if m.full.Load() {
+		return store.ErrUnavailable
+	}
+	return m.Store.Commit(ctx, b)
 }
 
 func (m *meddler) Outbound(ctx context.Context, client string) ([]store.Outbound, error) {
@@ -187,4 +197,53 @@ func TestRefusedClientLeavesNoWill(t *testing.T) {
 	if wills, err := r.store.Wills(t.Context(), "", 10); err != nil || len(wills) > 0 {
 		t.Errorf("wills left: got %v, %v, want none", wills, err)
 	}
+}
+
+// While there is no room a session waits to have one cursor stored, however far it goes meanwhile.
+func TestCursorsDoNotPileUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &meddler{}
+		r := newRig(t, setup{pipes: true, wrap: func(s store.Store) store.Store { m.Store = s; return m }})
+		sub, pub := r.connect("sub", persistent), r.connect("pub")
+		sub.subscribe("t", 1)
+		const n = 10
+		var got []packets.Packet
+		for range n {
+			pub.publish("t", "m", 1)
+			got = append(got, sub.expect(packets.Publish))
+		}
+		m.full.Store(true)
+		for _, pk := range got {
+			sub.ack(pk)
+			time.Sleep(time.Second)
+		}
+		if n := m.passed.Load(); n != 1 {
+			t.Errorf("cursors that wait: got %d, want 1", n)
+		}
+		m.full.Store(false)
+		time.Sleep(time.Second)
+		if q, err := r.store.Queue(t.Context(), "sub"); err != nil || q.Passed != n {
+			t.Errorf("passed: got %d, %v, want %d", q.Passed, err, n)
+		}
+	})
+}
+
+// While there is no room for what has to be stored sooner or later, clients that would add to it are not let in.
+func TestNoSessionsWhileTheStoreIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &meddler{}
+		r := newRig(t, setup{pipes: true, wrap: func(s store.Store) store.Store { m.Store = s; return m }})
+		m.full.Store(true)
+		for range 8192 {
+			r.hook.journal.Later(func(*store.Batch) {})
+		}
+		time.Sleep(time.Second)
+		if _, ack := r.open("a", persistent); ack.ReasonCode != 0x03 {
+			t.Errorf("CONNACK: got %#x, want 3", ack.ReasonCode)
+		}
+		r.connect("b")
+		m.full.Store(false)
+		time.Sleep(time.Second)
+		r.connect("c", persistent)
+	})
 }

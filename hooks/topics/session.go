@@ -44,6 +44,7 @@ type session struct {
 	sent    map[uint64]store.Outbound // by seq: what earlier connections have sent
 	suspect uint64                    // up to this seq a connection that a crash has ended may have sent
 	unsaved bool                      // acked is to be stored, and about to be
+	saved   uint64                    // what was last given to the store of acked
 }
 
 var _ link.Owner = (*session)(nil)
