@@ -133,7 +133,7 @@ func (s *session) loader() {
 			s.mu.Unlock()
 			return
 		}
-		after := s.q.end() - 1
+		after, head := s.q.end()-1, s.head
 		if len(s.scans) > 0 {
 			sc := s.scans[0]
 			s.mu.Unlock()
@@ -159,7 +159,7 @@ func (s *session) loader() {
 			return
 		}
 		if s.conn == c && s.q.end()-1 == after {
-			s.take(page, state)
+			s.take(page, state.Passed, head)
 		}
 		s.mu.Unlock()
 		clear(page)
@@ -174,11 +174,14 @@ func (s *session) retry() {
 }
 
 // take takes a page of the queue. What is missing in front of it, or where the page is empty up to where the queue is
-// passed, was dropped, which whoever had it dropped has counted. mu is held.
-func (s *session) take(page []store.Queued, state store.QueueState) {
+// passed, was dropped, which whoever had it dropped has counted. head is what it was before the page was read: if it is
+// still, there is no more than that. mu is held.
+func (s *session) take(page []store.Queued, passed, head uint64) {
 	if len(page) == 0 {
-		s.skip(max(state.Passed, min(s.head, state.Head)) + 1)
-		s.head = s.q.end() - 1
+		s.skip(passed + 1)
+		if s.head == head {
+			s.head = s.q.end() - 1
+		}
 	}
 	for i := range page {
 		s.skip(page[i].Seq)

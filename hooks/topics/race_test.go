@@ -23,6 +23,19 @@ type meddler struct {
 	torn     atomic.Bool            // what was sent cannot be read
 	full     atomic.Bool            // there is no room
 	passed   atomic.Int64           // how many cursors the last batch had
+
+	beforeRead, afterRead atomic.Pointer[func()] // around one ReadQueue
+}
+
+func (m *meddler) ReadQueue(ctx context.Context, client string, after uint64, limit int, dst []store.Queued) ([]store.Queued, error) {
+	if f := m.beforeRead.Swap(nil); f != nil {
+		(*f)()
+	}
+	list, err := m.Store.ReadQueue(ctx, client, after, limit, dst)
+	if f := m.afterRead.Swap(nil); f != nil {
+		(*f)()
+	}
+	return list, err
 }
 
 func (m *meddler) Commit(ctx context.Context, b *store.Batch) error {
@@ -246,4 +259,26 @@ func TestNoSessionsWhileTheStoreIsBehind(t *testing.T) {
 		time.Sleep(time.Second)
 		r.connect("c", persistent)
 	})
+}
+
+// What was to be read has been dropped, and a message comes right after that was found out: it is not taken for dropped.
+func TestMessageAfterAnEmptyPage(t *testing.T) {
+	m := &meddler{}
+	r := newRig(t, setup{wrap: func(s store.Store) store.Store { m.Store = s; return m }})
+	sub, pub := r.connect("sub", persistent), r.connect("pub")
+	sub.subscribe("t", 1)
+	sub.disconnect(0)
+	r.gone("sub")
+	pub.publish("t", "dropped", 1)
+	m.beforeRead.Store(ptr(func() {
+		err := r.store.Commit(t.Context(), &store.Batch{TopicBatch: store.TopicBatch{Passed: []store.Passed{{Client: "sub", Seq: 1}}}})
+		if err != nil {
+			t.Error(err)
+		}
+	}))
+	m.afterRead.Store(ptr(func() { pub.publish("t", "kept", 1) }))
+	sub = r.connect("sub", persistent)
+	sub.message("kept")
+	pub.publish("t", "next", 1)
+	sub.message("next")
 }
