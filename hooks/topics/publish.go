@@ -322,7 +322,11 @@ func (d *delivery) deliver(k *kicks) {
 				return
 			}
 		}
-		if s.offer(o, t, k, now) == delivered {
+		out := s.offer(o, t, k, now)
+		if out == gone && t.group != nil { // since it was chosen
+			out = t.group.instead(h, o, k, now)
+		}
+		if out == delivered {
 			sent++
 		}
 	})
@@ -332,6 +336,25 @@ func (d *delivery) deliver(k *kicks) {
 	if len(d.r.inline) > 0 {
 		d.inline()
 	}
+}
+
+// instead offers a message to the connected members, until one takes it: nothing can be stored for the others any more.
+func (g *group) instead(h *Hook, o *outgoing, k *kicks, now int64) outcome {
+	for i := range g.members {
+		t := &g.members[i]
+		s := t.s
+		if s == nil && min(t.qos, o.QoS) == 0 {
+			s = h.live(t.client)
+		}
+		if s == nil {
+			continue
+		}
+		if out := s.offer(o, t, k, now); out != gone {
+			return out
+		}
+	}
+	h.drop(dropEnded, o.From)
+	return gone
 }
 
 // inline serves the subscriptions of the program that embeds the server.

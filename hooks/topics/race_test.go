@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -24,6 +25,7 @@ type meddler struct {
 	full     atomic.Bool            // there is no room
 	passed   atomic.Int64           // how many cursors the last batch had
 
+	commit                atomic.Pointer[func()] // called before publishes are committed
 	beforeRead, afterRead atomic.Pointer[func()] // around one ReadQueue
 }
 
@@ -40,6 +42,9 @@ func (m *meddler) ReadQueue(ctx context.Context, client string, after uint64, li
 
 func (m *meddler) Commit(ctx context.Context, b *store.Batch) error {
 	m.passed.Store(int64(len(b.Passed)))
+	if f := m.commit.Load(); f != nil && len(b.Publishes) > 0 {
+		(*f)()
+	}
 	if m.full.Load() {
 		return store.ErrUnavailable
 	}
@@ -281,4 +286,30 @@ func TestMessageAfterAnEmptyPage(t *testing.T) {
 	sub.message("kept")
 	pub.publish("t", "next", 1)
 	sub.message("next")
+}
+
+// A member of a shared subscription leaves while a message for it is being stored: another member gets it.
+func TestSharedMemberLeavesBeforeDelivery(t *testing.T) {
+	m := &meddler{}
+	r := newRig(t, setup{wrap: func(s store.Store) store.Store { m.Store = s; return m }})
+	a, b, pub := r.connect("a"), r.connect("b"), r.connect("pub")
+	a.subscribe("$share/g/t", 1)
+	b.subscribe("$share/g/t", 1)
+	var once sync.Once
+	m.commit.Store(ptr(func() {
+		once.Do(func() {
+			r.until("both messages have their member", func() bool { return r.hook.retaining.Load() == 2 })
+			_ = b.conn.Close()
+			r.gone("b")
+		})
+	}))
+	var both []byte
+	for id := range uint16(2) {
+		pk := publication("t", "m", 1)
+		pk.PacketID, pk.FixedHeader.Retain = id+1, true
+		both = append(both, encode(pk)...)
+	}
+	pub.write(both)
+	a.message("m")
+	a.message("m")
 }

@@ -25,6 +25,7 @@ type route struct {
 // target is one subscriber's merged subscription.
 type target struct {
 	client  string
+	group   *group   // of a shared subscription; nil: it is none
 	s       *session // nil: the session is in the store, and live tells whether it is connected
 	ids     string   // encoded subscription identifiers
 	qos     byte
@@ -104,6 +105,7 @@ func (h *Hook) resolve(topic string) (*route, error) {
 				groups[filter] = g
 				r.groups = append(r.groups, g)
 			}
+			t.group = g
 			g.members = append(g.members, t)
 		} else if i, seen := at[t.client]; seen {
 			(*list)[i].merge(&t)
