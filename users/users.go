@@ -31,12 +31,12 @@ var (
 	ErrName = errors.New("not a user name: 1 to 64 of A-Z a-z 0-9 . _ @ -, beginning with a letter or digit")
 )
 
-// maxName is the longest user name in bytes.
-const maxName = 64
+// MaxName is the longest user name in bytes.
+const MaxName = 64
 
 // ValidName reports whether name may name a user: [A-Za-z0-9][A-Za-z0-9._@-]{0,63}.
 func ValidName(name string) bool {
-	if name == "" || len(name) > maxName {
+	if name == "" || len(name) > MaxName {
 		return false
 	}
 	for i := range len(name) {

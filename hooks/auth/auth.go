@@ -9,6 +9,7 @@
 package auth
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -335,18 +336,34 @@ func clip(s string) string {
 	return s
 }
 
-// Trust is the Authenticator that believes everybody: the user is the MQTT user name or, without one, the client id.
-// It is for a loopback address and for behind something that authenticates.
+// Trust is the Authenticator that believes everybody: the user is the MQTT user name or, without one, the client id, see
+// named. It is for a loopback address and for behind something that authenticates.
 type Trust struct{}
 
 // Authenticate never looks at the password.
 func (Trust) Authenticate(_ context.Context, cred Credentials) (string, time.Time, error) {
 	user := cred.Username
 	if user == "" {
-		user = cred.ClientID
+		user = named(cred.ClientID)
 	}
 	if !users.ValidName(user) {
-		return "", time.Time{}, &Refusal{"neither user name nor client id is a valid user name"}
+		return "", time.Time{}, errName
 	}
 	return user, time.Time{}, nil
+}
+
+// named makes a user name of a client id: what a user name may not have becomes "-", or is left out at the front, and what
+// is too long is cut. A client id may be any string [MQTT-3.1.3-5], and a client that is no person cares for no name.
+func named(id string) string {
+	name := []byte(id[:min(len(id), maxLogged)])
+	for i, c := range name {
+		if !users.ValidName("a" + string(c)) {
+			name[i] = '-'
+		}
+	}
+	name = bytes.TrimLeft(name, "-._@")
+	if len(name) == 0 {
+		return "anonymous"
+	}
+	return string(name[:min(len(name), users.MaxName)])
 }

@@ -176,8 +176,11 @@ func TestTrust(t *testing.T) {
 		{"bad user name, v5", connectOptions{version: 5, user: "a/b", client: "c"}, 0x86, ""},
 		{"bad user name is not replaced by the client id", connectOptions{version: 5, user: "+", client: "c"}, 0x86, ""},
 		{"long user name", connectOptions{version: 4, user: long, client: "c"}, 0x04, ""},
-		{"bad client id", connectOptions{version: 4, client: "a/b"}, 0x04, ""},
-		{"bad client id, v5", connectOptions{version: 5, client: "#"}, 0x86, ""},
+		{"client id that is no name", connectOptions{version: 4, client: "a b/c"}, 0, "a-b-c"},
+		{"client id that is no name, v5", connectOptions{version: 5, client: "a b/c"}, 0, "a-b-c"},
+		{"client id that begins as no name may", connectOptions{version: 4, client: "_ü@x@"}, 0, "x@"},
+		{"long client id", connectOptions{version: 4, client: long + long}, 0, long[:64]},
+		{"client id with nothing for a name", connectOptions{version: 5, client: "#/ü"}, 0, "anonymous"},
 		{"enhanced authentication", connectOptions{version: 5, user: "alice", client: "c", method: "SCRAM"}, 0x8C, ""},
 	}
 	b, _ := newBroker(t, auth.Options{Authenticator: auth.Trust{}})
