@@ -3,7 +3,8 @@ package topics
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -35,8 +36,8 @@ type target struct {
 
 // group is a shared subscription: each message goes to one of its members.
 type group struct {
-	members []target
-	turn    atomic.Uint32
+	members []target // in the order of their client ids
+	turn    *atomic.Uint32
 }
 
 // routes remembers routes. What it holds is bounded by maxRouted; beyond that, it starts over.
@@ -47,9 +48,30 @@ type routes struct {
 	m       map[string]*route
 	routed  int    // targets of all routes, and one for each
 	current uint64 // the version that all of m is of
+	// turns has those of shared subscriptions, which outlast the routes, so that every member gets its share though
+	// there be many topics, and who subscribes come and go. Beyond maxTurns it starts over.
+	turns map[string]*atomic.Uint32
 }
 
-const maxRouted = 1 << 16
+const (
+	maxRouted = 1 << 16
+	maxTurns  = 1 << 12
+)
+
+// turn returns the turn of a shared subscription, by its filter with the group's name.
+func (r *routes) turn(filter string) *atomic.Uint32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := r.turns[filter]
+	if t == nil {
+		if r.turns == nil || len(r.turns) >= maxTurns {
+			r.turns = map[string]*atomic.Uint32{}
+		}
+		t = new(atomic.Uint32)
+		r.turns[filter] = t
+	}
+	return t
+}
 
 // changed makes all routes stale. It is called after the change.
 func (r *routes) changed() { r.version.Add(1) }
@@ -100,8 +122,7 @@ func (h *Hook) resolve(topic string) (*route, error) {
 		if shared, _ := unshare(filter); shared != "" {
 			g := groups[filter]
 			if g == nil {
-				g = &group{}
-				g.turn.Store(rand.Uint32())
+				g = &group{turn: h.routes.turn(filter)}
 				groups[filter] = g
 				r.groups = append(r.groups, g)
 			}
@@ -122,6 +143,9 @@ func (h *Hook) resolve(topic string) (*route, error) {
 			t.client = stored[i].Client
 			add(&r.durable, sub.Filter, t)
 		}
+	}
+	for _, g := range r.groups {
+		slices.SortFunc(g.members, func(a, b target) int { return strings.Compare(a.client, b.client) })
 	}
 	if h.server.Options.InlineClient {
 		r.inline = h.inlineSubscriptions(topic)
@@ -167,7 +191,7 @@ func (h *Hook) live(client string) *session {
 // pick chooses the member that gets the next message, in turn: one that is connected if there is one, one that has room
 // rather than one that has not [MQTT-4.8.2-4].
 func (g *group) pick(h *Hook) *target {
-	first := g.turn.Add(1)
+	first := g.turn.Add(1) - 1
 	n := uint32(len(g.members))
 	for _, want := range []fitness{ready, connected, any_} {
 		for i := range n {

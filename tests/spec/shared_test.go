@@ -27,6 +27,18 @@ func TestShared(t *testing.T) {
 				x.Errorf("got %d and %d, want %d in all", one, two, n)
 			}
 		}},
+		{"[MQTT-4.8.2] the members take turns, over all topics", "45", func(x *ctx) {
+			a := []*peer{x.dial("a0"), x.dial("a1"), x.dial("a2")}
+			for _, p := range a {
+				p.sub("$share/one/~/+", 0)
+			}
+			b := x.dial("b")
+			for i := range 9 {
+				topic := "~/" + x.n(i)
+				b.pub(topic, "m", 0)
+				a[i%3].want("PUBLISH " + topic + " m")
+			}
+		}},
 		{"[MQTT-4.8.2-3] at the QoS granted", "45", func(x *ctx) {
 			a, b := x.dial("a").sub("$share/g/~", 0), x.dial("b")
 			b.pub("~", "m", 4)
