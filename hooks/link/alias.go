@@ -15,14 +15,15 @@ const (
 	aliasSize     = 3 + 3 // what setting one adds to a packet at most: the property, and longer lengths
 )
 
-// aliases are the topics that the client knows by a number, on one connection. A topic has one place, by its hash, and takes
-// it from the topic that was there: what is sent often is there most of the time, and nothing is to be searched or
-// counted. Guarded by outbound.mu, which is held until the packet is in the buffer, so that the client sees aliases set
+// aliases are the topics that the client knows by a number, on one connection: 1, 2, 3 … as they come. When all are set, a
+// topic takes one by its hash from the topic that had it: what is sent often is there most of the time, and nothing is to
+// be counted. Guarded by outbound.mu, which is held until the packet is in the buffer, so that the client sees aliases set
 // and used in that order.
 type aliases struct {
-	max    uint16   // 0: the client takes none
-	topics []string // of length max, once one is set
-	props  []byte   // scratch
+	max    uint16 // 0: the client takes none
+	topics []string
+	places map[string]uint16 // of topics; an alias is a place and 1
+	props  []byte            // scratch
 }
 
 // appendPublish is appendPublish with an alias, and in the place of the topic if the client knows it. room says whether the
@@ -51,16 +52,23 @@ func (a *aliases) of(topic string, room bool) (alias uint16, known bool) {
 	if len(topic) < minAliased || len(topic) > maxAliased {
 		return 0, false
 	}
-	i := xxhash.Sum64String(topic) % uint64(a.max)
-	if a.topics != nil && a.topics[i] == topic {
-		return uint16(i) + 1, true
+	if i, ok := a.places[topic]; ok {
+		return i + 1, true
 	}
 	if !room {
 		return 0, false
 	}
-	if a.topics == nil {
-		a.topics = make([]string, a.max)
+	i := uint16(len(a.topics))
+	if i < a.max {
+		a.topics = append(a.topics, topic)
+	} else {
+		i = uint16(xxhash.Sum64String(topic) % uint64(a.max))
+		delete(a.places, a.topics[i])
+		a.topics[i] = topic
 	}
-	a.topics[i] = topic
-	return uint16(i) + 1, false
+	if a.places == nil {
+		a.places = map[string]uint16{}
+	}
+	a.places[topic] = i
+	return i + 1, false
 }
