@@ -113,6 +113,7 @@ func (h *Hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet
 		if d := deviceOf(cl); d != nil {
 			pk.SessionPresent = pk.SessionPresent && d.present // mochi still has sessions that are over
 		}
+		pk.SessionPresent = pk.SessionPresent && cl.Properties.ProtocolVersion > 3 // MQTT 3.1 does not know it
 		return pk
 	}
 	if pk.FixedHeader.Type != packets.Suback && pk.FixedHeader.Type != packets.Unsuback {

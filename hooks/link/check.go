@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -140,6 +141,16 @@ func (s *scanner) string() []byte {
 	return b
 }
 
+// topic takes a topic name or filter. Like one in PUBLISH it has no control characters, which MQTT 5, 1.5.4, lets a server
+// refuse.
+func (s *scanner) topic() []byte {
+	b := s.string()
+	if bytes.ContainsFunc(b, unicode.IsControl) {
+		s.fail(packets.ErrMalformedTopic)
+	}
+	return b
+}
+
 // end fails if anything is left.
 func (s *scanner) end() {
 	if len(s.b) > 0 {
@@ -266,7 +277,11 @@ func (s *scanner) filters(options func(filter []byte)) {
 		s.fail(packets.ErrProtocolViolationNoFilters) // [MQTT-3.8.3-2] [MQTT-3.10.3-2]
 	}
 	for len(s.b) > 0 {
-		if filter := s.string(); options != nil {
+		filter := s.topic()
+		if s.err == nil && len(filter) == 0 {
+			s.fail(packets.ErrMalformedTopic) // [MQTT-4.7.3-1]
+		}
+		if options != nil {
 			options(filter)
 		}
 	}
@@ -328,7 +343,7 @@ func (s *scanner) connect(version byte) {
 	flags := s.byte()
 	clean, will, name, password := flags&2 != 0, flags&4 != 0, flags&0x80 != 0, flags&0x40 != 0
 	switch {
-	case flags&1 != 0: // [MQTT-3.1.2-3]
+	case flags&1 != 0 && version > 3: // [MQTT-3.1.2-3]; MQTT 3.1 does not use it
 		s.fail(packets.ErrMalformedFlags)
 	case !will && flags&0x38 != 0, flags&0x18 == 0x18: // [MQTT-3.1.2-11] [MQTT-3.1.2-13] [MQTT-3.1.2-12]
 		s.fail(packets.ErrMalformedFlags)
@@ -347,7 +362,7 @@ func (s *scanner) connect(version byte) {
 		if version == 5 {
 			s.properties(willProperties)
 		}
-		s.string() // its topic: hooks/topics and hooks/im say whether it is one to publish to
+		s.topic() // hooks/topics and hooks/im say whether it is one to publish to
 		s.binary()
 	}
 	if name {
@@ -357,7 +372,7 @@ func (s *scanner) connect(version byte) {
 		s.binary()
 	}
 	s.end()
-	if s.err == nil && version < 5 && !clean && len(id) == 0 {
+	if s.err == nil && len(id) == 0 && (version == 3 || version == 4 && !clean) {
 		s.fail(packets.ErrClientIdentifierNotValid) // [MQTT-3.1.3-8] of 3.1.1
 	}
 }

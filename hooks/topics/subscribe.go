@@ -28,6 +28,7 @@ const dontSend = 2 // Retain Handling: no retained messages
 // OnSubscribe notes which retained messages are wanted, and keeps mochi from sending them, which it would do through
 // its inflight table.
 func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	pk.Properties.User = nil // mochi would send them back, in a packet that may be larger than the client takes
 	x := clientOf(cl)
 	if x == nil || x.s == nil {
 		return pk
@@ -96,6 +97,7 @@ func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 
 // OnUnsubscribe removes what is stored, before UNSUBACK says so.
 func (h *Hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	pk.Properties.User = nil // as in OnSubscribe
 	x := clientOf(cl)
 	if x == nil || x.s == nil {
 		return pk

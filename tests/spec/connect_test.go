@@ -60,6 +60,8 @@ func TestConnectRefused(t *testing.T) {
 		{"[MQTT-1.5.4-2] client id with U+0000", "45", 0x81, 0, 0x10, parts{head{clean}, P{}, "~.a\x00b"}},
 		{"[MQTT-3.1.3-11] will topic in no UTF-8", "45", 0x81, 0, 0x10, parts{head{clean | willFlag}, P{}, "~.a", P{}, bad, "x"}},
 		{"[MQTT-3.1.3-12] user name in no UTF-8", "45", 0x81, 0, 0x10, parts{head{clean | username}, P{}, "~.a", bad}},
+		{"[MQTT-3.1.3-5 of 3.1] no client id", "4", 0, 2, 0x10, parts{"MQIsdp", 3, clean, u16(60), ""}},
+		{"[MQTT-1.5.4] a control character in the will topic", "45", 0x81, 0, 0x10, parts{head{clean | willFlag}, P{}, "~.a", P{}, "~/\x1f", "x"}},
 		{"[3.1.1:MQTT-3.1.3-8] no client id, and Clean Session 0", "4", 0, 2, 0x10, parts{head{0}, P{}, ""}},
 		{"[MQTT-4.7.1-1] will topic with a wildcard", "45", 0x90, 5, 0x10, parts{head{clean | willFlag}, P{}, "~.a", P{}, "~/#", "x"}},
 		{"[MQTT-4.7.3-1] will topic without a character", "45", 0x90, 5, 0x10, parts{head{clean | willFlag}, P{}, "~.a", P{}, "", "x"}},
@@ -135,6 +137,11 @@ func hex(b byte) string { const d = "0123456789abcdef"; return string([]byte{d[b
 func TestConnect(t *testing.T) {
 	t.Parallel()
 	check(t, []clause{
+		{"[3.1:3.1] a flag that MQTT 3.1 does not use, DUP of PUBREL, and no Session Present", "4", func(x *ctx) {
+			for range 2 {
+				x.open().send(0x10, "MQIsdp", 3, 1, u16(60), "~.a").want("CONNACK 0 00").send(0x6a, u16(9)).want("PUBCOMP 9").bye()
+			}
+		}},
 		{"[MQTT-3.1.4-5] CONNACK with 0x00", "45", func(x *ctx) {
 			p := x.connect("a", clean, P{}).want("CONNACK 0 00") // [MQTT-3.2.2-1]
 			p.ping()                                             // [MQTT-3.2.0-2]: and no second one

@@ -19,11 +19,15 @@ func TestSubscribeRefused(t *testing.T) {
 		{"[MQTT-3.8.3-1] a cut-off filter", "45", 0x81, 0x82, parts{id, P{}, raw{0, 9, 'a'}}},
 		{"[MQTT-3.8.3-1] a cut-off length", "45", 0x81, 0x82, parts{id, P{}, raw{0}}},
 		{"[MQTT-3.10.3-2] UNSUBSCRIBE without a filter", "45", 0x82, 0xa2, parts{id, P{}}},
+		{"[MQTT-4.7.3-1] a filter without a character", "45", 0x81, 0x82, parts{id, P{}, "", 0}},
+		{"[MQTT-4.7.3-1] a second filter without a character", "45", 0x81, 0x82, parts{id, P{}, "~", 0, "", 0}},
+		{"[MQTT-4.7.3-1] UNSUBSCRIBE, a filter without a character", "45", 0x81, 0xa2, parts{id, P{}, "~", ""}},
+		{"[MQTT-1.5.4] a control character in a filter", "45", 0x81, 0x82, parts{id, P{}, "~/\x1f", 0}},
+		{"[MQTT-1.5.4] UNSUBSCRIBE, a control character in a filter", "45", 0x81, 0xa2, parts{id, P{}, "~/\u009f"}},
 		{"[MQTT-3.10.3-1] UNSUBSCRIBE with a cut-off filter", "45", 0x81, 0xa2, parts{id, P{}, raw{0, 9, 'a'}}},
 	})
 	var list []clause
 	for filter, name := range map[string]string{
-		"":              "[MQTT-4.7.3-1] a filter without a character",
 		"~/#/a":         "[MQTT-4.7.1-1] # is the last character",
 		"#/":            "[MQTT-4.7.1-1] # is the last character, a level",
 		"~a#":           "[MQTT-4.7.1-1] # follows a separator",
@@ -54,6 +58,15 @@ func TestSubscribeRefused(t *testing.T) {
 func TestSubscribe(t *testing.T) {
 	t.Parallel()
 	check(t, []clause{
+		{"[MQTT-3.9.2-2] user properties of the request are not sent back", "5", func(x *ctx) { // [MQTT-3.11.2-2]
+			a := x.dial("a")
+			a.send(0x82, id, P{0x26, "k", "v"}, "~", 0).want("SUBACK 1: 00")
+			user := a.last.Properties.User
+			a.send(0xa2, id, P{0x26, "k", "v"}, "~").want("UNSUBACK 1: 00")
+			if user = append(user, a.last.Properties.User...); len(user) > 0 {
+				x.Errorf("got %v", user)
+			}
+		}},
 		{"[MQTT-3.8.4-1] SUBACK with the packet id", "45", func(x *ctx) { // -2 [MQTT-2.2.1-6]
 			a := x.dial("a")
 			for _, id := range []int{1, 256, 65535} {
