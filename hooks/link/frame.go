@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -19,6 +20,9 @@ func (c *Conn) Frame(first byte, body []byte) (consumed bool, err error) {
 		return false, nil
 	}
 	typ := first >> 4
+	if typ == packets.Pubrel && c.Client.Properties.ProtocolVersion == 3 {
+		first &^= 8 // DUP, which MQTT 3.1 has there
+	}
 	if typ != packets.Publish {
 		if err := checkFrame(first, body, c.V5); err != nil {
 			c.fail(err)
@@ -36,7 +40,8 @@ func (c *Conn) Frame(first byte, body []byte) (consumed bool, err error) {
 		if len(body) > 2 {
 			reason = body[2]
 		}
-		consumed = c.acked(typ, binary.BigEndian.Uint16(body), reason) || c.reg.exclusive
+		consumed, err = c.acked(typ, binary.BigEndian.Uint16(body), reason)
+		consumed = consumed || c.reg.exclusive
 	case packets.Pubrel:
 		consumed = c.released(binary.BigEndian.Uint16(body))
 	case packets.Disconnect:
@@ -76,7 +81,7 @@ func (c *Conn) publishFrame(first byte, body []byte) (consumed bool, err error) 
 		return false, packets.ErrMalformedTopic
 	}
 	if p.QoS == 3 {
-		return false, packets.ErrProtocolViolationQosOutOfRange // [MQTT-3.3.1-4]
+		return false, packets.ErrMalformedQos // [MQTT-3.3.1-4]
 	}
 	if p.QoS == 0 && p.Dup {
 		return false, packets.ErrProtocolViolationDupNoQos // [MQTT-3.3.1-2]
@@ -162,8 +167,8 @@ func (c *Conn) topic(raw []byte, props *packets.Properties) (string, error) {
 // checkTopic refuses what is no topic name.
 func checkTopic(t string) error {
 	switch {
-	case !utf8.ValidString(t) || strings.IndexByte(t, 0) >= 0:
-		return packets.ErrMalformedTopic // [MQTT-1.5.4-1] [MQTT-1.5.4-2]
+	case !utf8.ValidString(t) || strings.ContainsFunc(t, unicode.IsControl):
+		return packets.ErrMalformedTopic // [MQTT-1.5.4-1] [MQTT-1.5.4-2], and what may be refused by MQTT 5, 1.5.4
 	case strings.ContainsAny(t, "+#"):
 		return packets.ErrProtocolViolationSurplusWildcard // [MQTT-3.3.2-2]
 	}
@@ -219,7 +224,8 @@ func (c *Conn) released(id uint16) (own bool) {
 		return true
 	}
 	if c.reg.exclusive {
-		c.control(packets.Pubcomp, id, packets.ErrPacketIdentifierNotFound) // [MQTT-4.3.3-11]
+		// [MQTT-4.3.3-11]. Not with 0x92: the PUBCOMP before may have been lost, and clients take that for a failure.
+		c.control(packets.Pubcomp, id, packets.CodeSuccess)
 		return true
 	}
 	return false
@@ -281,7 +287,9 @@ func (c *Conn) PacketRead(pk packets.Packet) (packets.Packet, error) {
 	case packets.Publish:
 		consumed, err = c.publishPacket(&pk)
 	case packets.Puback, packets.Pubrec, packets.Pubcomp:
-		consumed = c.owns(pk.PacketID) && c.acked(pk.FixedHeader.Type, pk.PacketID, pk.ReasonCode)
+		if c.owns(pk.PacketID) {
+			consumed, err = c.acked(pk.FixedHeader.Type, pk.PacketID, pk.ReasonCode)
+		}
 	case packets.Pubrel:
 		consumed = c.released(pk.PacketID)
 	}

@@ -44,6 +44,17 @@ type flight struct {
 	rel   bool // QoS 2: PUBREL was sent
 }
 
+// takes reports whether a type of acknowledgement is one that may come now (MQTT 5, 4.3). PUBREC may come twice.
+func (f *flight) takes(typ byte) bool {
+	switch typ {
+	case packets.Puback:
+		return f.qos == 1
+	case packets.Pubrec:
+		return f.qos == 2
+	}
+	return f.rel
+}
+
 // outbound is what goes to the client: packet ids, and the quota that Receive Maximum leaves.
 type outbound struct {
 	c *Conn
@@ -227,17 +238,21 @@ func (c *Conn) Rerelease(id uint16, owner Owner, token uint64) bool {
 	return true
 }
 
-// acked handles PUBACK, PUBREC and PUBCOMP. own is false when the id is not one of ours.
-func (c *Conn) acked(typ byte, id uint16, reason byte) (own bool) {
+// acked handles PUBACK, PUBREC and PUBCOMP. own is false when the id is not one of ours. An error is a breach of MQTT.
+func (c *Conn) acked(typ byte, id uint16, reason byte) (own bool, err error) {
 	o := &c.out
 	o.mu.Lock()
 	f, own := o.flights[id]
 	if !own {
 		o.mu.Unlock()
-		if typ == packets.Pubrec {
-			c.control(packets.Pubrel, id, packets.ErrPacketIdentifierNotFound) // [MQTT-4.3.3-6]
+		if typ == packets.Pubrec && reason < packets.ErrUnspecifiedError.Code { // [MQTT-4.3.3-4]; as for PUBCOMP, not with 0x92
+			c.control(packets.Pubrel, id, packets.CodeSuccess)
 		}
-		return false
+		return false, nil
+	}
+	if !f.takes(typ) {
+		o.mu.Unlock()
+		return true, packets.ErrProtocolViolation
 	}
 	if typ == packets.Pubrec && reason < packets.ErrUnspecifiedError.Code {
 		first := !f.rel
@@ -250,7 +265,7 @@ func (c *Conn) acked(typ byte, id uint16, reason byte) (own bool) {
 		} else {
 			r.Received(f.token, release)
 		}
-		return true
+		return true, nil
 	}
 	delete(o.flights, id)
 	waiting := o.roomFor()
@@ -259,7 +274,7 @@ func (c *Conn) acked(typ byte, id uint16, reason byte) (own bool) {
 	for owner := range waiting {
 		owner.Room()
 	}
-	return true
+	return true, nil
 }
 
 // roomFor returns the owners that were refused, once there is room; o.mu is held.
@@ -343,18 +358,15 @@ func appendAck(b []byte, typ byte, id uint16, v5 bool, code byte, reason string)
 	if !v5 || code == 0 {
 		return binary.BigEndian.AppendUint16(append(b, first, 2), id)
 	}
-	props := 0
-	if reason != "" {
-		props = 3 + len(reason)
+	if reason == "" {
+		return append(binary.BigEndian.AppendUint16(append(b, first, 3), id), code)
 	}
+	props := 3 + len(reason)
 	b = append(b, first)
 	b = appendVarint(b, 3+varintLen(props)+props)
 	b = append(binary.BigEndian.AppendUint16(b, id), code)
 	b = appendVarint(b, props)
-	if props > 0 {
-		b = appendStr(append(b, packets.PropReasonString), reason)
-	}
-	return b
+	return appendStr(append(b, packets.PropReasonString), reason)
 }
 
 func (c *Conn) appendDisconnect(b []byte, code packets.Code) []byte {

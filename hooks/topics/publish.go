@@ -175,16 +175,26 @@ func (d *delivery) start(last **route, k *kicks) (no refusal) {
 		}
 	}
 	if !keep {
+		d.accept()
 		d.deliver(k)
-		if d.x != nil {
-			d.x.c.Answer(d.ticket, packets.CodeSuccess.Code, "")
-		}
 		return refusal{}
 	}
 	if err := h.store.Healthy(); err != nil && o.QoS > 0 {
 		return unavailable
 	}
 	return d.store(retain)
+}
+
+// accept answers the publisher, before the message is handed to anyone: who subscribes to what he publishes is told first.
+func (d *delivery) accept() {
+	if d.x == nil {
+		return
+	}
+	code := packets.CodeSuccess.Code
+	if r := d.r; d.o.QoS == 1 && len(r.targets)+len(r.durable)+len(r.groups)+len(r.inline) == 0 {
+		code = packets.CodeNoMatchingSubscribers.Code // MQTT 5, 3.4.2.1
+	}
+	d.x.c.Answer(d.ticket, code, "")
 }
 
 // store has the message stored; Done goes on. It works on a copy, so that what nothing is stored for costs no allocation.
@@ -278,6 +288,7 @@ func (d *delivery) Done(err error) {
 	case d.rec.Err != nil:
 		no = queueFull
 	default:
+		d.accept()
 		d.deliver(&h.doneKicks)
 	}
 	if d.x == nil {
@@ -288,8 +299,6 @@ func (d *delivery) Done(err error) {
 	}
 	if no.reason != "" {
 		h.refuse(d.x.c, d.o.Topic, d.o.QoS, d.ticket, no)
-	} else if err == nil {
-		d.x.c.Answer(d.ticket, packets.CodeSuccess.Code, "")
 	}
 	h.doneKicks.publisher(d.x)
 }

@@ -9,8 +9,10 @@ import (
 func TestPublishRefused(t *testing.T) {
 	t.Parallel()
 	breaches(t, []breach{
-		{"[MQTT-3.3.1-4] QoS 3", "45", 0x82, 0x36, parts{"~", id, P{}}},
-		{"[MQTT-3.3.1-4] QoS 3, retained and DUP", "45", 0x82, 0x3f, parts{"~", id, P{}}},
+		{"[MQTT-3.3.1-4] QoS 3", "45", 0x81, 0x36, parts{"~", id, P{}}},
+		{"[MQTT-1.5.4] a control character in a topic name", "45", 0x81, 0x30, parts{"~/\x01", P{}}},
+		{"[MQTT-1.5.4] DEL in a topic name", "45", 0x81, 0x30, parts{"~/\x7f", P{}}},
+		{"[MQTT-3.3.1-4] QoS 3, retained and DUP", "45", 0x81, 0x3f, parts{"~", id, P{}}},
 		{"[MQTT-3.3.1-2] DUP at QoS 0", "45", 0x82, 0x38, parts{"~", P{}}},
 		{"[MQTT-3.3.2-2] + in a topic name", "45", 0x82, 0x30, parts{"~/+", P{}}},
 		{"[MQTT-3.3.2-2] # in a topic name", "45", 0x82, 0x30, parts{"~/#", P{}}},
@@ -32,6 +34,32 @@ func TestPublish(t *testing.T) {
 			a.send(0x30, "~", P{}, text("m")).ping()
 			a.send(0x32, "~", u16(7), P{}, text("m")).want("PUBACK 7").ping()
 			a.send(0x34, "~", u16(8), P{}, text("m")).want("PUBREC 8").ping()
+		}},
+		{"[MQTT-3.4.2.1] PUBACK says when nobody has subscribed", "5", func(x *ctx) {
+			a := x.dial("a")
+			publish := func(code byte) {
+				a.send(0x32, "~", id, P{}, text("m")).want("PUBACK 1")
+				if a.last.ReasonCode != code {
+					x.Errorf("got %#x, want %#x", a.last.ReasonCode, code)
+				}
+			}
+			publish(0x10)
+			a.sub("~", 4) // No Local
+			publish(0)
+			x.session("b", 0).sub("~", 1).bye()
+			a.send(0xa2, id, P{}, "~").want("UNSUBACK 1: 00")
+			publish(0)
+			x.session("b", 1).want("PUBLISH ~ m q1").ack().send(0xa2, id, P{}, "~").want("UNSUBACK 1: 00")
+			publish(0x10)
+		}},
+		{"[MQTT-4.3.3] a publish is answered before its publisher gets the message", "45", func(x *ctx) {
+			for i, a := range []*peer{x.dial("a"), x.session("b", 0)} {
+				topic := "~/" + x.n(i)
+				a.sub(topic, 2)
+				a.send(0x32, topic, u16(7), P{}, text("m")).want("PUBACK 7", "PUBLISH "+topic+" m q1").ack()
+				a.send(0x34, topic, u16(8), P{}, text("m")).want("PUBREC 8", "PUBLISH "+topic+" m q2").ack()
+				a.send(0x62, u16(8)).want("PUBCOMP 8").ping()
+			}
 		}},
 		{"[MQTT-3.3.4-2] the highest QoS of the subscriptions that match", "45", func(x *ctx) {
 			a, b := x.dial("a").sub("~/+", 0).sub("~/#", 2).sub("~/t", 1), x.dial("b")
@@ -127,6 +155,18 @@ func TestPublish(t *testing.T) {
 			for range 3 {
 				b.send(0x30, "~", P{0x23, u16(1)}, text("m"))
 				a.want("PUBLISH ~ m")
+			}
+		}},
+		{"[MQTT-3.3.2.3.4] aliases are 1, 2, 3 as topics come, while there are any", "5", func(x *ctx) {
+			a := x.connect("a", clean, P{0x22, u16(20)}).want("CONNACK 0 00").sub("~/+", 0)
+			b := x.dial("b")
+			for i := 1; i <= 20; i++ {
+				b.pub("~/"+x.n(i), "x", 0)
+				a.want("PUBLISH ~/" + x.n(i) + " x alias=" + x.n(i))
+			}
+			for i := 1; i <= 20; i++ {
+				b.pub("~/"+x.n(i), "y", 0)
+				a.want("PUBLISH  y alias=" + x.n(i))
 			}
 		}},
 		{"[MQTT-3.1.2-26] no alias beyond the client's maximum, and each stands for its topic", "5", func(x *ctx) { // [MQTT-3.3.2-11]

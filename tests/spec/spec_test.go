@@ -315,7 +315,7 @@ func (x *ctx) show(pk *packets.Packet) string {
 		add(len(pk.ReasonCodes) > 0, ": % x", pk.ReasonCodes)
 	case packets.Puback, packets.Pubrec, packets.Pubrel, packets.Pubcomp:
 		add(true, " %d", pk.PacketID)
-		add(pk.ReasonCode != 0, " %02x", pk.ReasonCode)
+		add(pk.ReasonCode != 0 && pk.ReasonCode != packets.CodeNoMatchingSubscribers.Code, " %02x", pk.ReasonCode)
 		add(x.v == 4 && h.Remaining != 2, " of %d bytes", h.Remaining)
 	case packets.Disconnect:
 		add(x.v == 5, " %02x", pk.ReasonCode)
