@@ -119,3 +119,32 @@ func TestLimitReceiveMaximum(t *testing.T) {
 		b.Puback(pk)
 	}
 }
+
+// limits.keep_alive: who asks for more, or for no end, is told in MQTT 5 and refused in 3.1.1.
+func TestLimitKeepAlive(t *testing.T) {
+	both(t, func(t *testing.T, v byte) {
+		for _, tt := range []struct {
+			limit, asked uint16
+			ok           bool
+		}{{60, 60, true}, {60, 61, false}, {60, 0, false}, {60, 65535, false}, {0, 0, true}, {0, 61, true}} {
+			s := mqtest.Start(t, mqtest.Config{"limits": fmt.Sprintf("{keep_alive: %ds}", tt.limit)})
+			c := mqtest.Open(t, s.Addr("mqtt"), mqtest.Options{Version: v, Silent: true})
+			body := append([]byte("\x00\x04MQTT"), v, 2, byte(tt.asked>>8), byte(tt.asked))
+			if v == 5 {
+				body = append(body, 0)
+			}
+			body = append(body, 0, 1, 'a')
+			if err := c.TryWrite(append([]byte{0x10, byte(len(body))}, body...)); err != nil {
+				t.Fatal(err)
+			}
+			pk, _ := c.Any()
+			told := pk.Properties.ServerKeepAlive
+			switch {
+			case v == 4 && (pk.ReasonCode == 0) != tt.ok:
+				t.Errorf("limit %d, asked for %d: got %#x", tt.limit, tt.asked, pk.ReasonCode)
+			case v == 5 && (pk.ReasonCode != 0 || (told == 0) != tt.ok || told != 0 && told != tt.limit):
+				t.Errorf("limit %d, asked for %d: got %#x, Server Keep Alive %d", tt.limit, tt.asked, pk.ReasonCode, told)
+			}
+		}
+	})
+}

@@ -136,8 +136,9 @@ values.bad.yaml:12:37: group.large_max: found 10, expected at least group.small_
 values.bad.yaml:14:18: limits.message_bytes: found 1GiB, expected 0 to 268435455
 values.bad.yaml:15:21: limits.sends_per_second: found -1, expected at least 0
 values.bad.yaml:16:20: limits.connect_timeout: found -5s, expected at least 0s
-values.bad.yaml:17:14: log.level: found "loud", expected debug, info, warn or error
-values.bad.yaml:17:28: log.format: found "xml", expected text or json`,
+values.bad.yaml:17:15: limits.keep_alive: found 1.5s, expected 0s or whole seconds, 1s to 12h
+values.bad.yaml:18:14: log.level: found "loud", expected debug, info, warn or error
+values.bad.yaml:18:28: log.format: found "xml", expected text or json`,
 }
 
 func TestBadFiles(t *testing.T) {

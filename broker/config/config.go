@@ -260,6 +260,7 @@ type Limits struct {
 	DevicesPerUser    int      `yaml:"devices_per_user"`
 	RetainedMessages  int      `yaml:"retained_messages"`
 	ConnectTimeout    Duration `yaml:"connect_timeout"` // from the connection to its CONNECT packet
+	KeepAlive         Duration `yaml:"keep_alive"`      // the longest, in whole seconds; 0: any
 	WriteTimeout      Duration `yaml:"write_timeout"`   // of a socket that takes nothing
 	WriteBuffer       Size     `yaml:"write_buffer"`    // per connection
 

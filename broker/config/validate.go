@@ -18,6 +18,9 @@ const maxPacket = 268435455
 // maxTopic is the longest topic of MQTT, in bytes [MQTT-1.5.4].
 const maxTopic = 65535
 
+// maxKeepAlive is as long as one and a half times of it fit into what counts them, see hooks/im.
+const maxKeepAlive = 12 * time.Hour
+
 // maxReference bounds node.server_reference, in bytes: it goes into CONNACK.
 const maxReference = 1024
 
@@ -358,4 +361,7 @@ func (l Limits) validate(v *validator) {
 	v.duration("limits.commit_delay", l.CommitDelay, 0)
 	v.duration("limits.connect_timeout", l.ConnectTimeout, 0)
 	v.duration("limits.write_timeout", l.WriteTimeout, 0)
+	if ka := l.KeepAlive.D(); ka != 0 && (ka < time.Second || ka > maxKeepAlive) || ka%time.Second != 0 {
+		v.fail("limits.keep_alive", "found %s, expected 0s or whole seconds, 1s to %s", l.KeepAlive, Duration(maxKeepAlive))
+	}
 }

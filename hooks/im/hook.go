@@ -34,6 +34,9 @@ import (
 type Options struct {
 	Registry *link.Registry // nil: one of its own; hooks of one server share it
 	Log      *slog.Logger   // nil: slog.Default
+	// KeepAlive is the longest Keep Alive, in seconds. MQTT 5 clients that ask for a longer one, or none, are told
+	// [MQTT-3.1.2-21]; others are refused. 0: no limit.
+	KeepAlive uint16
 }
 
 // Hook is the hook.
@@ -42,6 +45,8 @@ type Hook struct {
 	engine *engine.Engine
 	reg    *link.Registry
 	log    *slog.Logger
+
+	keepAlive uint16 // seconds; 0: no limit
 }
 
 // New returns a hook over an engine, which stays the caller's to close, after the server.
@@ -52,7 +57,7 @@ func New(e *engine.Engine, o Options) *Hook {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	h := &Hook{engine: e, reg: o.Registry, log: o.Log}
+	h := &Hook{engine: e, reg: o.Registry, log: o.Log, keepAlive: o.KeepAlive}
 	h.reg.Handle(h)
 	h.reg.HandleOversized(h.oversized)
 	return h
@@ -97,7 +102,12 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	case !engine.ValidDevice(cl.ID):
 		return h.refuse(cl, packets.ErrClientIdentifierNotValid, 0x02, "the client id must be 1 to 128 bytes without control characters")
 	}
-	if cl.State.Keepalive > maxKeepAlive {
+	if ka := cl.State.Keepalive; h.keepAlive > 0 && (ka == 0 || ka > h.keepAlive) {
+		if cl.Properties.ProtocolVersion < 5 {
+			return h.refuse(cl, packets.ErrClientIdentifierNotValid, 0x02, "Keep Alive is longer than limits.keep_alive")
+		}
+		cl.State.Keepalive, cl.State.ServerKeepalive = h.keepAlive, true
+	} else if ka > maxKeepAlive {
 		cl.State.Keepalive, cl.State.ServerKeepalive = maxKeepAlive, true
 	}
 	will := cl.Properties.Will
