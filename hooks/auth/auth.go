@@ -355,7 +355,7 @@ func (Trust) Authenticate(_ context.Context, cred Credentials) (string, time.Tim
 // named makes a user name of a client id: what a user name may not have becomes "-", or is left out at the front, and what
 // is too long is cut. A client id may be any string [MQTT-3.1.3-5], and a client that is no person cares for no name.
 func named(id string) string {
-	name := []byte(id[:min(len(id), maxLogged)])
+	name := []byte(id[:min(len(id), 2*users.MaxName)])
 	for i, c := range name {
 		if !users.ValidName("a" + string(c)) {
 			name[i] = '-'
