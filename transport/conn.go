@@ -133,6 +133,8 @@ type Conn struct {
 	listened bool // a Listener runs the connection, and will call onEnd
 	onEnd    []func()
 	closed   atomic.Bool // Close was called
+	waiting  atomic.Bool // the reading goroutine waits for bytes
+	raw      net.Conn    // of the Listener: the socket under TLS and WebSocket; nil: there is none
 }
 
 // Read and write buffers have pools of their own: a write buffer may have grown, and would then sit under an
@@ -184,6 +186,10 @@ func (c *Conn) Await() error {
 	}
 	return nil
 }
+
+// Quiet reports whether everything that has come from the peer has been handled, as far as can be told: where no Listener
+// runs the connection it cannot. It may be called concurrently.
+func (c *Conn) Quiet() bool { return c.raw == nil || c.waiting.Load() && !unread(c.raw) }
 
 // Packet is the packet that Read is about to hand out, after Await, and valid until then: its first byte and what follows
 // the length field.
@@ -331,7 +337,9 @@ func (c *Conn) fill() error {
 	if c.counters != nil {
 		c.seen.flush(&c.counters.In)
 	}
+	c.waiting.Store(true)
 	n, err := c.Conn.Read(c.pace.cut(c.buf[c.w:]))
+	c.waiting.Store(false)
 	c.w += n
 	c.pace.read(n)
 	if c.counters != nil {

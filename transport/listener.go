@@ -418,7 +418,7 @@ func (l *Listener) wrap(v *visit) (*Conn, error) {
 	}
 	_ = raw.SetDeadline(time.Time{})
 	c := Wrap(conn, l.cfg.Options)
-	c.listened, c.counters = true, &l.Counters
+	c.listened, c.counters, c.raw = true, &l.Counters, raw
 
 	l.mu.Lock()
 	defer l.mu.Unlock()

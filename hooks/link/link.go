@@ -422,6 +422,7 @@ func (r *Registry) take(c *Conn, clean, persistent bool) (s *Session, present bo
 		}
 		s.mu.Unlock()
 		r.mu.Unlock()
+		old.lastWords()
 		old.Disconnect(packets.ErrSessionTakenOver)
 		select {
 		case <-old.done:
@@ -429,6 +430,25 @@ func (r *Registry) take(c *Conn, clean, persistent bool) (s *Session, present bo
 			old.abort(packets.ErrSessionTakenOver)
 			old.finish()
 			r.release(old, false)
+		}
+	}
+}
+
+// lastWords gives a connection that is to be taken over the time to handle what its client has sent before: there may be a
+// DISCONNECT among it, and without that its will would be published.
+func (c *Conn) lastWords() {
+	const most = 300 * time.Millisecond // of a client that does not stop sending, or that waits for room
+	quiet := 0
+	for end := time.Now().Add(most); time.Now().Before(end) && quiet < 2; {
+		if c.Quiet() {
+			quiet++
+		} else {
+			quiet = 0
+		}
+		select {
+		case <-c.done:
+			return
+		case <-time.After(time.Millisecond):
 		}
 	}
 }

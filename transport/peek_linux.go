@@ -26,3 +26,21 @@ func hungUp(c net.Conn) bool {
 	})
 	return gone || err != nil
 }
+
+// unread reports whether a connection has something to read, be it that the peer has closed it.
+func unread(c net.Conn) (yes bool) {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return false
+	}
+	_ = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		yes = err == nil
+	})
+	return yes
+}
