@@ -158,7 +158,6 @@ func (s *Server) inherit(cl *mqtt.Client, clean bool) (present bool) {
 		return false
 	}
 	for filter, sub := range old.State.Subscriptions.GetAll() {
-		s.mqtt.Topics.Subscribe(cl.ID, sub)
 		cl.State.Subscriptions.Add(filter, sub)
 		old.State.Subscriptions.Delete(filter)
 	}

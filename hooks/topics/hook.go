@@ -300,6 +300,9 @@ func (h *Hook) inherit(cl *mqtt.Client, stored []store.Subscription) {
 // OnSessionEstablished begins delivery: CONNACK is on its way.
 func (h *Hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	if x := clientOf(cl); x != nil && x.s != nil {
+		for filter := range cl.State.Subscriptions.GetAll() { // that mochi has found with the session
+			h.forgo(cl, filter)
+		}
 		h.routes.changed()
 		x.s.attach(x.c)
 	}

@@ -18,12 +18,12 @@ type index struct {
 // level is what begins with the same levels of a filter.
 type level struct {
 	below map[string]*level
-	subs  map[subscriber]target
+	subs  map[*subscription]struct{}
 }
 
-type subscriber struct {
-	s      *session
+type subscription struct {
 	filter string // as in SUBSCRIBE
+	target target
 }
 
 // add notes a subscription, in the place of one with the same filter.
@@ -34,9 +34,14 @@ func (x *index) add(s *session, sub *packets.Subscription) {
 		return
 	}
 	if s.filters == nil {
-		s.filters = map[string]struct{}{}
+		s.filters = map[string]*subscription{}
 	}
-	s.filters[sub.Filter] = struct{}{}
+	if old := s.filters[sub.Filter]; old != nil {
+		old.target = makeTarget(s, sub)
+		return
+	}
+	own := &subscription{filter: sub.Filter, target: makeTarget(s, sub)}
+	s.filters[sub.Filter] = own
 	_, rest := unshare(sub.Filter)
 	at := &x.top
 	for more := true; more; {
@@ -52,33 +57,35 @@ func (x *index) add(s *session, sub *packets.Subscription) {
 		at = next
 	}
 	if at.subs == nil {
-		at.subs = map[subscriber]target{}
+		at.subs = map[*subscription]struct{}{}
 	}
-	at.subs[subscriber{s, sub.Filter}] = makeTarget(s, sub)
+	at.subs[own] = struct{}{}
 }
 
 // remove forgets a subscription.
 func (x *index) remove(s *session, filter string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	delete(s.filters, filter)
-	_, rest := unshare(filter)
-	x.top.remove(subscriber{s, filter}, rest)
+	if own := s.filters[filter]; own != nil {
+		delete(s.filters, filter)
+		_, rest := unshare(filter)
+		x.top.remove(own, rest)
+	}
 }
 
 // leave forgets all subscriptions of a session, for good.
 func (x *index) leave(s *session) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for filter := range s.filters {
+	for filter, own := range s.filters {
 		_, rest := unshare(filter)
-		x.top.remove(subscriber{s, filter}, rest)
+		x.top.remove(own, rest)
 	}
 	s.filters, s.left = nil, true
 }
 
 // remove removes what is at a path below l, and levels that nothing is left of.
-func (l *level) remove(who subscriber, path string) {
+func (l *level) remove(who *subscription, path string) {
 	name, rest, more := cut(path)
 	next := l.below[name]
 	if next == nil {
@@ -125,8 +132,8 @@ func (l *level) match(topic string, plain bool, f func(filter string, t target))
 
 func (l *level) each(f func(filter string, t target)) {
 	if l != nil {
-		for who, t := range l.subs {
-			f(who.filter, t)
+		for sub := range l.subs {
+			f(sub.filter, sub.target)
 		}
 	}
 }

@@ -35,9 +35,9 @@ type session struct {
 	scans    []scan // retained messages that are to be sent, but are not read yet
 
 	// Guarded by Hook.index.
-	filters map[string]struct{} // that are in it
-	left    bool                // none are to come
-	loading bool                // a goroutine reads what is to come into q
+	filters map[string]*subscription // that are in it
+	left    bool                     // none are to come
+	loading bool                     // a goroutine reads what is to come into q
 
 	// Of a durable session.
 	head    uint64                    // the highest seq that the store is known to have

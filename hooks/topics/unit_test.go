@@ -97,6 +97,10 @@ func TestIndex(t *testing.T) {
 		}
 		return f
 	}
+	type subscriber struct {
+		s      *session
+		filter string
+	}
 	var x index
 	sessions := []*session{{client: "1"}, {client: "2"}, {client: "3"}}
 	want := map[subscriber]bool{}
