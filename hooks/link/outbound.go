@@ -219,6 +219,14 @@ func (c *Conn) Reserve() uint16 {
 	return id
 }
 
+// Free gives back a packet id that was kept and will not be used.
+func (c *Conn) Free(id uint16) {
+	o := &c.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.kept, id)
+}
+
 // Rerelease sends PUBREL for a QoS 2 publication that the peer had received on an earlier connection [MQTT-4.4.0-1].
 // It returns false, having done nothing, when something else is in flight under that id, which Keep prevents.
 func (c *Conn) Rerelease(id uint16, owner Owner, token uint64) bool {

@@ -193,16 +193,20 @@ func (s *session) take(page []store.Queued, passed, head uint64) {
 	}
 }
 
-// skip goes on at seq.
+// skip goes on at seq, where that is further on. The store has dropped what comes before it, and so what is still here of
+// that: acknowledgements of what was sent concern nobody any more.
 func (s *session) skip(seq uint64) {
-	if s.q.n == 0 && seq > s.q.end() {
-		s.q.base, s.q.next = seq, seq
-		s.passed()
+	if seq <= s.q.end() {
 		return
 	}
-	for s.q.end() < seq {
-		s.q.push(item{})
+	for t := s.q.next; t < s.q.end(); t++ {
+		if it := s.q.at(t); it.m != nil && it.id != 0 {
+			s.conn.Free(it.id)
+		}
 	}
+	s.q = ring{base: seq, next: seq}
+	s.waiting, s.flying, s.earliest = 0, 0, 0
+	s.passed()
 }
 
 // passed notes how far the client has acknowledged, to be stored before long: what a crash takes of that is sent again.
@@ -237,14 +241,17 @@ func (s *session) Received(token uint64, release func()) {
 	}
 	s.mu.Lock()
 	c := s.conn
-	var o store.Outbound
-	if c != nil && !s.dead && token >= s.q.base && token < s.q.next {
-		o = store.Outbound{Client: s.client, Seq: token, ID: s.q.at(token).id, Received: true}
+	if c == nil || s.dead {
+		s.mu.Unlock()
+		return
 	}
+	if token < s.q.base { // dropped meanwhile
+		s.mu.Unlock()
+		release()
+		return
+	}
+	o := store.Outbound{Client: s.client, Seq: token, ID: s.q.at(token).id, Received: true}
 	s.mu.Unlock()
-	if o.ID == 0 {
-		return // of a connection that has ended
-	}
 	s.h.journal.PutUrgent(&sendState{list: []store.Outbound{o}, done: func(err error) {
 		if err != nil {
 			c.Disconnect(packets.ErrServerUnavailable)

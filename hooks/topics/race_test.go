@@ -313,3 +313,49 @@ func TestSharedMemberLeavesBeforeDelivery(t *testing.T) {
 	a.message("m")
 	a.message("m")
 }
+
+// What the store drops of the queue of a subscriber that takes its time does not leave a trace in memory, and what is in
+// flight then is acknowledged as ever.
+func TestDroppedBehindASlowSubscriber(t *testing.T) {
+	for qos := byte(1); qos <= 2; qos++ {
+		r := newRig(t, setup{queues: store.QueueLimits{Messages: 20}})
+		sub, pub := r.connect("sub", receiveMaximum(10), expiry(60)), r.connect("pub")
+		sub.subscribe("t", qos)
+		const n = 3000
+		for i := range n {
+			pub.publish("t", fmt.Sprint(i), qos)
+		}
+		var held []uint16
+		handshakes := 0 // of QoS 2 that are not complete
+		for last := ""; last != fmt.Sprint(n-1) || handshakes > 0; {
+			switch pk := sub.next(); pk.FixedHeader.Type {
+			case packets.Publish:
+				last = string(pk.Payload)
+				held = append(held, pk.PacketID)
+			case packets.Pubrel:
+				sub.reply(packets.Pubcomp, pk.PacketID)
+				handshakes--
+			}
+			if len(held) == 10 || last == fmt.Sprint(n-1) {
+				for _, id := range held {
+					sub.reply([]byte{1: packets.Puback, 2: packets.Pubrec}[qos], id)
+					handshakes += int(qos - 1)
+				}
+				held = nil
+			}
+			s := r.session("sub")
+			s.mu.Lock()
+			n, items := s.q.n, len(s.q.items)
+			s.mu.Unlock()
+			if n > 2*windowMessages || items > 4*windowMessages {
+				t.Fatalf("QoS %d: room for %d in memory, %d used", qos, items, n)
+			}
+		}
+		pub.publish("t", "next", qos)
+		sub.ack(sub.message("next"))
+		r.until("all to be acknowledged", func() bool { return r.unacknowledged("sub") == 0 })
+		if got := r.counts.drops(dropMessages); got < n-2*windowMessages-20 {
+			t.Errorf("QoS %d: %d dropped, want most of %d", qos, got, n)
+		}
+	}
+}

@@ -334,6 +334,9 @@ func (s *session) pump() (sent int) {
 
 // done finishes the first that waits.
 func (s *session) done(token uint64, it *item) {
+	if it.id != 0 {
+		s.conn.Free(it.id)
+	}
 	s.leave(it)
 	s.q.next++
 	s.finish(token)
