@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/mqim/mqim/tests/mqtest"
@@ -26,6 +27,28 @@ func TestPublishRefused(t *testing.T) {
 	})
 }
 
+// Not in parallel with others, some of whom subscribe to everything.
+func TestPublishToNobody(t *testing.T) {
+	t.Run("[MQTT-3.4.2.1] PUBACK says when nobody has subscribed 5", func(t *testing.T) {
+		x := &ctx{T: t, v: 5, tag: fmt.Sprintf("s%d", tags.Add(1))}
+		a := x.dial("a")
+		publish := func(code byte) {
+			a.send(0x32, "~", id, P{}, text("m")).want("PUBACK 1")
+			if a.last.ReasonCode != code {
+				x.Errorf("got %#x, want %#x", a.last.ReasonCode, code)
+			}
+		}
+		publish(0x10)
+		a.sub("~", 4) // No Local
+		publish(0)
+		x.session("b", 0).sub("~", 1).bye()
+		a.send(0xa2, id, P{}, "~").want("UNSUBACK 1: 00")
+		publish(0)
+		x.session("b", 1).want("PUBLISH ~ m q1").ack().send(0xa2, id, P{}, "~").want("UNSUBACK 1: 00")
+		publish(0x10)
+	})
+}
+
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	check(t, []clause{
@@ -34,23 +57,6 @@ func TestPublish(t *testing.T) {
 			a.send(0x30, "~", P{}, text("m")).ping()
 			a.send(0x32, "~", u16(7), P{}, text("m")).want("PUBACK 7").ping()
 			a.send(0x34, "~", u16(8), P{}, text("m")).want("PUBREC 8").ping()
-		}},
-		{"[MQTT-3.4.2.1] PUBACK says when nobody has subscribed", "5", func(x *ctx) {
-			a := x.dial("a")
-			publish := func(code byte) {
-				a.send(0x32, "~", id, P{}, text("m")).want("PUBACK 1")
-				if a.last.ReasonCode != code {
-					x.Errorf("got %#x, want %#x", a.last.ReasonCode, code)
-				}
-			}
-			publish(0x10)
-			a.sub("~", 4) // No Local
-			publish(0)
-			x.session("b", 0).sub("~", 1).bye()
-			a.send(0xa2, id, P{}, "~").want("UNSUBACK 1: 00")
-			publish(0)
-			x.session("b", 1).want("PUBLISH ~ m q1").ack().send(0xa2, id, P{}, "~").want("UNSUBACK 1: 00")
-			publish(0x10)
 		}},
 		{"[MQTT-4.3.3] a publish is answered before its publisher gets the message", "45", func(x *ctx) {
 			for i, a := range []*peer{x.dial("a"), x.session("b", 0)} {
