@@ -187,6 +187,10 @@ func (c *Conn) Await() error {
 	return nil
 }
 
+// Closed reports whether Close or Abort has been called; it does before the peer sees the end that Close brings. It may be
+// called concurrently.
+func (c *Conn) Closed() bool { return c.closed.Load() }
+
 // Quiet reports whether everything that has come from the peer has been handled, as far as can be told: where no Listener
 // runs the connection it cannot. It may be called concurrently.
 func (c *Conn) Quiet() bool { return c.raw == nil || c.waiting.Load() && !unread(c.raw) }

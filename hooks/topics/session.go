@@ -74,7 +74,7 @@ func (s *session) fit() fitness {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.dead && !s.durable:
+	case !s.durable && (s.dead || s.conn != nil && s.conn.Closed()):
 		return none
 	case s.conn == nil:
 		return any_
@@ -95,7 +95,7 @@ func (s *session) crowded(m *message) bool {
 func (s *session) offer(o *outgoing, t *target, k *kicks, now int64) outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dead || s.conn == nil {
+	if s.dead || s.conn == nil || s.conn.Closed() {
 		return gone
 	}
 	qos := min(o.QoS, t.qos)
