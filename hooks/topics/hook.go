@@ -18,6 +18,9 @@
 //
 // Subscriptions are checked when they are made, by whoever answers OnACLCheck, again by Recheck, which is to be
 // called when rules have changed, and when a session is resumed.
+//
+// Handlers of mochi's inline subscriptions run on the goroutine that delivers everything that is stored: they must not
+// wait, and one that publishes does so on a goroutine of its own.
 package topics
 
 import (
