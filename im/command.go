@@ -38,7 +38,7 @@ type command struct {
 	name     string
 	payload  []byte
 	received time.Time
-	inbound  *store.Inbound `json:"-"`
+	inbound  *store.Inbound
 }
 
 // handlers are the commands beside send. A handler returns the JSON of data, or nil where there is none; a command

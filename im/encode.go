@@ -8,7 +8,7 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// AppendMessage appends the JSON of a message as user sees it (protocol.md, section 5). seq 0 leaves the seq out,
+// AppendMessage appends the JSON of a message as user sees it (protocol.md, A message and its receipts). seq 0 leaves the seq out,
 // attempt 0 the attempt.
 func AppendMessage(b []byte, user string, seq uint64, m *store.Message, attempt int) []byte {
 	b = append(b, `{"id":"`...)

@@ -10,7 +10,7 @@ import (
 // Code is an error code of the protocol: what a client program branches on.
 type Code string
 
-// The codes; protocol.md, section 4.
+// The codes; protocol.md, Commands.
 const (
 	BadRequest     Code = "bad_request"
 	UnknownCommand Code = "unknown_command"

@@ -10,7 +10,7 @@ import (
 	"github.com/mqim/mqim/tests/mqtest"
 )
 
-// The six packets of section 3: msg:R, msg:A, msg:N, ack:R, ack:A, ack:N.
+// The six packets of a message with its acknowledgements: msg:R, msg:A, msg:N, ack:R, ack:A, ack:N.
 func TestSixPackets(t *testing.T) {
 	both(t, func(t *testing.T, v byte) {
 		alice, bob := name("alice"), name("bob")

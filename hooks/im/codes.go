@@ -6,7 +6,7 @@ import (
 	engine "github.com/mqim/mqim/im"
 )
 
-// reasons maps the protocol's error codes to MQTT 5 reason codes (protocol.md, section 4). What is not here is 0x83,
+// reasons maps the protocol's error codes to MQTT 5 reason codes (protocol.md, Commands). What is not here is 0x83,
 // implementation specific error.
 var reasons = map[engine.Code]packets.Code{
 	engine.BadRequest:  packets.ErrPayloadFormatInvalid,

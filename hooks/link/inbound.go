@@ -31,11 +31,10 @@ type inbound struct {
 
 // request is a publish that waits for its answer.
 type request struct {
-	id   uint16
-	qos  byte
-	done bool
-	// recorded: QoS 2, and the packet id is stored with the message, if that is
-	recorded bool
+	id       uint16
+	qos      byte
+	done     bool
+	recorded bool // QoS 2: the packet id is stored with the message, if that is
 	code     byte
 	reason   string
 	key      *published
@@ -243,7 +242,7 @@ func (s *Session) awaitsRelease(id uint16) bool {
 }
 
 // recent remembers what was published last at QoS 1 and 2 in a persistent session. It outlives the session's connection,
-// while the server runs and has room: see Registry.park.
+// while the server runs and has room: see parking.
 type recent struct {
 	mu   sync.Mutex
 	byID map[uint16]*published // the latest under each packet id

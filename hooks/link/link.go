@@ -156,7 +156,7 @@ func (c *Conn) Disconnect(code packets.Code) {
 	_ = c.Close()
 }
 
-// Abort is Disconnect for a peer that may have stopped reading: what is buffered for it is thrown away.
+// abort is Disconnect for a peer that may have stopped reading: what is buffered for it is thrown away.
 func (c *Conn) abort(code packets.Code) {
 	c.Client.Stop(code)
 	c.Conn.Abort()

@@ -1,6 +1,7 @@
 // Package topics is the mochi hook for ordinary topics, everything that is not under im/: publishing, fan-out, retained
-// messages, wills and the queues of sessions. mochi keeps the handshake and SUBSCRIBE. Its own trie, fan-out and inflight table are not used: under pressure they lose acknowledged messages, deadlock with
-// Receive Maximum, reorder on take-over, and let a reader that stalls stall its publishers.
+// messages, wills and the queues of sessions. mochi keeps the handshake and SUBSCRIBE. Its own trie, fan-out and inflight
+// table are not used: under pressure they lose acknowledged messages, deadlock with Receive Maximum, reorder on take-over,
+// and let a reader that stalls stall its publishers.
 //
 //	reg := link.NewRegistry(transport.Options{})
 //	server.AddHook(im.New(e, im.Options{Registry: reg}), nil)
@@ -67,7 +68,7 @@ type Options struct {
 type Metrics interface {
 	// TopicDelivered: n messages were handed to subscribers' connections.
 	TopicDelivered(n int)
-	// Dropped: a message was not delivered to a subscriber, or not taken from a publisher; reason is one of a dozen words.
+	// Dropped: a message was not delivered to a subscriber, or not taken from a publisher; reason is one of those below.
 	Dropped(reason string)
 }
 

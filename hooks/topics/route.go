@@ -12,8 +12,8 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
-// route is who gets what is published to a topic. It is made from the index and the store, and used again as long as no subscription has changed. It never changes but for the
-// turns of its groups.
+// route is who gets what is published to a topic. It is made from the index and the store, and used again as long as no
+// subscription has changed. It never changes but for the turns of its groups.
 type route struct {
 	topic   string
 	version uint64

@@ -34,10 +34,7 @@ type session struct {
 	scratch  []byte
 	scans    []scan // retained messages that are to be sent, but are not read yet
 
-	// Guarded by Hook.index.
-	filters map[string]*subscription // that are in it
-	left    bool                     // none are to come
-	loading bool                     // a goroutine reads what is to come into q
+	loading bool // a goroutine reads what is to come into q
 
 	// Of a durable session.
 	head    uint64                    // the highest seq that the store is known to have
@@ -45,6 +42,10 @@ type session struct {
 	suspect uint64                    // up to this seq a connection that a crash has ended may have sent
 	unsaved bool                      // acked is to be stored, and about to be
 	saved   uint64                    // what was last given to the store of acked
+
+	// Guarded by index.mu, not by mu.
+	filters map[string]*subscription // that are in the index
+	left    bool                     // none are to come
 }
 
 var _ link.Owner = (*session)(nil)

@@ -9,8 +9,8 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// generation is how many entries each half of a cache holds. An entry is some 200 bytes: five caches of two halves
-// are bounded by about 100 MiB, and by far less when few users are active.
+// generation is how many entries each half of a cache holds. An entry is some 200 bytes: six caches of two halves are
+// bounded by about 150 MiB, and by far less when few users are active.
 const generation = 1 << 16
 
 // cache holds what was used lately: entries move from old to young when they are used, and old is dropped when
