@@ -26,12 +26,10 @@ const (
 	typePingreq     = 12
 	typePingresp    = 13
 	typeDisconnect  = 14
-	maxRemaining    = 268_435_455 // the largest remaining length that four bytes express [MQTT-1.5.5]
-	propExpiry      = 0x11        // Session Expiry Interval
-	propKeepAlive   = 0x13        // Server Keep Alive
-	propReceiveMax  = 0x21        // Receive Maximum
-	propReason      = 0x1f        // Reason String
-	sessionLifetime = 3600        // seconds a session outlives its connection where Clean is false
+	propExpiry      = 0x11 // Session Expiry Interval
+	propKeepAlive   = 0x13 // Server Keep Alive
+	propReceiveMax  = 0x21 // Receive Maximum
+	sessionLifetime = 3600 // seconds a session outlives its connection where Clean is false
 )
 
 var errMalformed = errors.New("malformed packet")
@@ -174,13 +172,11 @@ type inPublish struct {
 	payload []byte
 	id      uint16
 	qos     byte
-	dup     bool
 }
 
 func parsePublish(version byte, p packet) (m inPublish, err error) {
 	b := p.body
 	m.qos = p.flags >> 1 & 3
-	m.dup = p.flags&0x08 != 0
 	if len(b) < 2 || m.qos > 2 {
 		return m, errMalformed
 	}

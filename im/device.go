@@ -41,7 +41,6 @@ type Device struct {
 	id      string
 	link    Link
 	session Session
-	since   int64
 	resumed bool // it goes on where an earlier connection was
 	touched bool // the deliverer's
 	chans   atomic.Uint32
@@ -88,7 +87,7 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 		}
 	}
 	now := time.Now().UnixMilli()
-	d := &Device{e: e, u: u, id: device, link: link, session: s, since: now, progress: now}
+	d := &Device{e: e, u: u, id: device, link: link, session: s, progress: now}
 
 	alive := found && (rec.Expires == 0 || rec.Expires > now)
 	u.mu.Lock()

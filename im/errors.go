@@ -21,7 +21,6 @@ const (
 	Blocked        Code = "blocked"
 	Muted          Code = "muted"
 	GroupFull      Code = "group_full"
-	Exists         Code = "exists"
 	Conflict       Code = "conflict"
 	RateLimited    Code = "rate_limited"
 	Unavailable    Code = "unavailable"

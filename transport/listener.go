@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -36,10 +35,7 @@ type ListenerConfig struct {
 	Type    string      // tcp, tls, ws or wss
 	Address string      // host:port; port 0 takes a free one
 	Path    string      // of ws and wss; default /mqtt
-	TLS     *tls.Config // of tls and wss, see LoadTLS
-	// CheckOrigin decides on a browser's Origin header, for ws and wss; nil lets any in. MQTT clients authenticate
-	// themselves in CONNECT and not by cookies, so that another site's page gains nothing by being in a browser.
-	CheckOrigin func(*http.Request) bool
+	TLS     *tls.Config // of tls and wss, see Certificates.Config
 
 	Options Options
 	Limits  *Limits // shared by listeners that have a limit in common; nil: none
@@ -53,9 +49,6 @@ type ListenerConfig struct {
 	// Refuse is told of a connection that a limit turns away, instead of Establish, and gets to answer its CONNECT: some
 	// of them, so that a flood costs little; the others are closed at once, as all are where Refuse is nil.
 	Refuse func(c *Conn, why Refusal) error
-	// OnEstablish is called on the connection's goroutine before the broker sees the connection: the time to set
-	// Owner and OnDrain.
-	OnEstablish func(*Conn)
 	// Done is called on the connection's goroutine when the broker is through with it: the establish function
 	// has returned, or panicked (err is then a *PanicError). Nothing more is read, and Close has been or is about to
 	// be called. err is why: ErrSlow, when the connection was closed for that. The connection counts as open until
@@ -342,9 +335,6 @@ func (l *Listener) run(v *visit) {
 	err = l.guard(log, func() error {
 		if v.refused != "" {
 			return l.cfg.Refuse(c, v.refused)
-		}
-		if l.cfg.OnEstablish != nil {
-			l.cfg.OnEstablish(c)
 		}
 		return v.serve(c)
 	})

@@ -173,11 +173,11 @@ func (a *authority) clientConfig(certAndKey ...string) *tls.Config {
 func TestRealClients(t *testing.T) {
 	ca := newAuthority(t)
 	cert, key := ca.sign("server", ca)
-	secure, err := LoadTLS(cert, key, ca.file)
+	certs, err := OpenCertificates(cert, key, ca.file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	withTLS := func(c *ListenerConfig) { c.TLS = secure }
+	withTLS := func(c *ListenerConfig) { c.TLS = certs.Config() }
 	ls := map[string]*Listener{
 		"tcp": local("tcp"), "ssl": local("tls", withTLS), "ws": local("ws"), "wss": local("wss", withTLS),
 	}
@@ -559,7 +559,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-func TestLoadTLSErrors(t *testing.T) {
+func TestCertificateErrors(t *testing.T) {
 	ca := newAuthority(t)
 	cert, key := ca.sign("server", ca)
 	_, otherKey := ca.sign("other", ca)
@@ -571,7 +571,7 @@ func TestLoadTLSErrors(t *testing.T) {
 		{cert, key, "/no/such", "TLS client_ca /no/such: no such file"},
 		{cert, key, key, "TLS client_ca " + key + ": no certificate in it"},
 	} {
-		if _, err := LoadTLS(tt.cert, tt.key, tt.ca); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := OpenCertificates(tt.cert, tt.key, tt.ca); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("got %v, want %s", err, tt.want)
 		}
 	}

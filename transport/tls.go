@@ -31,15 +31,6 @@ func OpenCertificates(cert, key, clientCA string) (*Certificates, error) {
 	return c, nil
 }
 
-// LoadTLS is OpenCertificates for a server that never reads them again.
-func LoadTLS(cert, key, clientCA string) (*tls.Config, error) {
-	c, err := OpenCertificates(cert, key, clientCA)
-	if err != nil {
-		return nil, err
-	}
-	return c.Config(), nil
-}
-
 // Reload reads the files again and swaps all of them in at once, for the handshakes from now on. On an error nothing
 // has changed.
 func (c *Certificates) Reload() error {

@@ -245,8 +245,6 @@ type Session struct {
 
 	// Subs are the client's filters under im/; the im hook's, guarded by Lock.
 	Subs map[string]Sub
-	// Topics is the ordinary topics hook's.
-	Topics any
 
 	will     func() // of a connection that has ended, and when it is due
 	willDue  *time.Timer
@@ -412,7 +410,7 @@ func (r *Registry) take(c *Conn, clean, persistent bool) (s *Session, present bo
 			}
 			s.will, s.willDue = nil, nil
 			if !present {
-				s.Subs, s.Topics, s.received, s.recent = nil, nil, nil, nil
+				s.Subs, s.received, s.recent = nil, nil, nil
 			}
 			s.conn, s.persistent = c, persistent
 			c.in.open.Store(true)
@@ -457,7 +455,7 @@ func (c *Conn) lastWords() {
 func (r *Registry) Reset(c *Conn) error {
 	s := c.Session
 	s.mu.Lock()
-	s.Subs, s.Topics, s.Stored, s.received, s.recent, s.Resumed = nil, nil, nil, nil, nil, false
+	s.Subs, s.Stored, s.received, s.recent, s.Resumed = nil, nil, nil, nil, false
 	durable, persistent := s.durable, s.persistent
 	s.mu.Unlock()
 	if !durable {

@@ -95,15 +95,12 @@ func (r queueRecord) lsn() uint64 {
 // queueView is a queue in one state of the store.
 type queueView struct {
 	store.QueueState
-	s      *Store
-	client string
-	kept   uint64 // no record begins before it: what is before is deleted, and takes time to pass over
-	it     *pdb.Iterator
+	kept uint64 // no record begins before it: what is before is deleted, and takes time to pass over
+	it   *pdb.Iterator
 }
 
 // viewQueue finds a queue's state among what is durable up to an lsn. The caller closes it.
 func (s *Store) viewQueue(r pdb.Reader, client string, upTo uint64) (q queueView, err error) {
-	q = queueView{s: s, client: client}
 	v, closer, err := r.Get(append([]byte{tabPassed}, client...))
 	if err == nil {
 		d := decoder{b: v}

@@ -70,7 +70,6 @@ func (s *Store) events() *pdb.EventListener {
 			s.log.Error("store.pebble: damaged file; messages in it are not served", "file", i.Path, "err", i.Details)
 		},
 		DiskSlow: func(i pdb.DiskSlowInfo) {
-			s.counters.slow.Add(1)
 			s.log.Warn("store.pebble: slow disk", "info", i.String())
 		},
 		WriteStallBegin: func(i pdb.WriteStallBeginInfo) {
@@ -96,7 +95,7 @@ func (l logger) Errorf(format string, args ...any) {
 func (l logger) Fatalf(format string, args ...any) { l.s.fatalf(format, args...) }
 
 type counters struct {
-	background, corrupt, slow, stalls, lost atomic.Uint64
+	background, corrupt, stalls, lost atomic.Uint64
 }
 
 // Metrics is a moment's state of the store, for /metrics. Sizes are in bytes.
@@ -104,20 +103,14 @@ type Metrics struct {
 	DiskUsage        uint64 // tables, logs and what waits to be removed
 	FreeSpace        uint64 // of the file system, as last looked; 0: unknown
 	CompactionDebt   uint64 // estimate of what compactions have to rewrite
-	Compactions      uint64
-	Flushes          uint64
 	MemtableSize     uint64
-	MemtableCount    uint64
-	WALSize          uint64
 	WALWritten       uint64 // since start
 	ReadAmp          int    // sources a read may have to look into
-	L0Files          uint64
 	CacheSize        uint64
 	CacheHits        uint64
 	CacheMisses      uint64
 	BackgroundErrors uint64 // failed flushes and compactions
 	Corruptions      uint64 // damaged blocks and chunks met
-	SlowWrites       uint64
 	WriteStalls      uint64
 	QueuedLost       uint64 // messages that were in the queues of sessions that have ended
 	DiskFull         bool   // Commits are refused
@@ -133,12 +126,9 @@ func (s *Store) Metrics() Metrics {
 	m := s.db.Metrics()
 	return Metrics{
 		DiskUsage: m.DiskSpaceUsage(), FreeSpace: s.space.free.Load(), CompactionDebt: m.Compact.EstimatedDebt,
-		Compactions: uint64(m.Compact.Count), Flushes: uint64(m.Flush.Count),
-		MemtableSize: m.MemTable.Size, MemtableCount: uint64(m.MemTable.Count),
-		WALSize: m.WAL.Size, WALWritten: m.WAL.BytesWritten, ReadAmp: m.ReadAmp(),
-		L0Files: uint64(m.Levels[0].TablesCount), CacheSize: uint64(m.BlockCache.Size),
-		CacheHits: uint64(m.BlockCache.Hits), CacheMisses: uint64(m.BlockCache.Misses),
+		MemtableSize: m.MemTable.Size, WALWritten: m.WAL.BytesWritten, ReadAmp: m.ReadAmp(),
+		CacheSize: uint64(m.BlockCache.Size), CacheHits: uint64(m.BlockCache.Hits), CacheMisses: uint64(m.BlockCache.Misses),
 		BackgroundErrors: s.counters.background.Load(), Corruptions: s.counters.corrupt.Load(),
-		SlowWrites: s.counters.slow.Load(), WriteStalls: s.counters.stalls.Load(), QueuedLost: s.counters.lost.Load(), DiskFull: s.space.refuse() != nil,
+		WriteStalls: s.counters.stalls.Load(), QueuedLost: s.counters.lost.Load(), DiskFull: s.space.refuse() != nil,
 	}
 }
