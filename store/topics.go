@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"strings"
 )
 
 // What follows is MQTT's own state, for ordinary topics: sessions that outlive their connection, their subscriptions
@@ -42,8 +43,18 @@ type Subscription struct {
 	Options []byte
 }
 
+// SplitShared takes "$share/{group}/" off a filter; group is "" where it is not shared.
+func SplitShared(filter string) (group, rest string) {
+	if s, ok := strings.CutPrefix(filter, "$share/"); ok {
+		if group, rest, ok := strings.Cut(s, "/"); ok {
+			return group, rest
+		}
+	}
+	return "", filter
+}
+
 // Hidden reports whether a filter is kept for its session alone: Match does not find it.
-func (s *Subscription) Hidden() bool { return len(s.Filter) >= 3 && s.Filter[:3] == "im/" }
+func (s *Subscription) Hidden() bool { return strings.HasPrefix(s.Filter, "im/") }
 
 // Publication is an application message on an ordinary topic.
 type Publication struct {

@@ -91,7 +91,7 @@ func (d *device) look() {
 // match merges the subscriptions that match a topic: the highest QoS [MQTT-3.3.4-2], one identifier.
 func (v *view) match(topic string) (sub link.Sub, ok bool) {
 	for f, s := range v.subs {
-		if matches(f, topic) {
+		if link.Matches(f, topic) {
 			sub.QoS = max(sub.QoS, s.QoS)
 			if s.ID != 0 {
 				sub.ID = s.ID
@@ -189,7 +189,7 @@ func (d *device) reply(t engine.Ticket, reply []byte) {
 	v := d.view.Load()
 	pub := link.Publication{Topic: d.topicReply, Payload: reply, Force: uint64(t) == d.handling.Load()}
 	if r := d.c.Response(uint64(t)); r != nil {
-		if matches(d.topicPlain+"/#", r.Topic) && r.Topic != d.topicPlain {
+		if link.Matches(d.topicPlain+"/#", r.Topic) && r.Topic != d.topicPlain {
 			pub.Topic = r.Topic
 		}
 		if len(r.Correlation) > 0 {

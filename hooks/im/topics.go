@@ -81,21 +81,3 @@ func validTail(s string) bool {
 		s = rest
 	}
 }
-
-// matches reports whether an own filter matches a topic under im/u/{me}.
-func matches(filter, topic string) bool {
-	for {
-		f, frest, fmore := strings.Cut(filter, "/")
-		t, trest, tmore := strings.Cut(topic, "/")
-		if f == "#" {
-			return true
-		}
-		if f != "+" && f != t {
-			return false
-		}
-		if !fmore || !tmore {
-			return fmore == tmore || fmore && frest == "#" // a/# matches a [MQTT-4.7.1-2]
-		}
-		filter, topic = frest, trest
-	}
-}

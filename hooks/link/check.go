@@ -402,3 +402,23 @@ func ValidFilter(filter string) bool {
 	}
 	return true
 }
+
+// Matches reports whether a valid filter without $share matches a topic name.
+func Matches(filter, topic string) bool {
+	if topic == "" || topic[0] == '$' && filter != "" && (filter[0] == '+' || filter[0] == '#') {
+		return false // [MQTT-4.7.2-1]
+	}
+	for {
+		f, frest, fmore := strings.Cut(filter, "/")
+		t, trest, tmore := strings.Cut(topic, "/")
+		switch {
+		case f == "#":
+			return true
+		case f != "+" && f != t:
+			return false
+		case !fmore || !tmore:
+			return fmore == tmore || fmore && frest == "#" // a/# matches a [MQTT-4.7.1-2]
+		}
+		filter, topic = frest, trest
+	}
+}

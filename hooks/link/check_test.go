@@ -80,3 +80,19 @@ func TestFitting(t *testing.T) {
 		}
 	}
 }
+
+func TestMatches(t *testing.T) {
+	for _, c := range []struct {
+		filter, topic string
+		want          bool
+	}{
+		{"a", "a", true}, {"a", "b", false}, {"a/b", "a", false}, {"a", "a/b", false},
+		{"#", "a/b", true}, {"a/#", "a", true}, {"a/#", "a/b/c", true}, {"a/#", "ab", false},
+		{"+", "a", true}, {"+", "a/b", false}, {"+/+", "/a", true}, {"a/+", "a/", true}, {"a/+", "a", false}, {"+/b/#", "a/b", true},
+		{"#", "$x", false}, {"+/a", "$x/a", false}, {"$x/#", "$x/a", true}, {"#", "/", true},
+	} {
+		if got := Matches(c.filter, c.topic); got != c.want {
+			t.Errorf("Matches(%q, %q): got %v, want %v", c.filter, c.topic, got, c.want)
+		}
+	}
+}

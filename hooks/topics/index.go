@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/store"
 )
 
 // index finds who subscribes to a topic, among the sessions that end with their connection; the others the store finds.
@@ -42,11 +44,11 @@ func (x *index) add(s *session, sub *packets.Subscription) {
 	}
 	own := &subscription{filter: sub.Filter, target: makeTarget(s, sub)}
 	s.filters[sub.Filter] = own
-	_, rest := unshare(sub.Filter)
+	_, rest := store.SplitShared(sub.Filter)
 	at := &x.top
 	for more := true; more; {
 		var name string
-		name, rest, more = cut(rest)
+		name, rest, more = strings.Cut(rest, "/")
 		next := at.below[name]
 		if next == nil {
 			if next = new(level); at.below == nil {
@@ -68,7 +70,7 @@ func (x *index) remove(s *session, filter string) {
 	defer x.mu.Unlock()
 	if own := s.filters[filter]; own != nil {
 		delete(s.filters, filter)
-		_, rest := unshare(filter)
+		_, rest := store.SplitShared(filter)
 		x.top.remove(own, rest)
 	}
 }
@@ -78,7 +80,7 @@ func (x *index) leave(s *session) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for filter, own := range s.filters {
-		_, rest := unshare(filter)
+		_, rest := store.SplitShared(filter)
 		x.top.remove(own, rest)
 	}
 	s.filters, s.left = nil, true
@@ -86,7 +88,7 @@ func (x *index) leave(s *session) {
 
 // remove removes what is at a path below l, and levels that nothing is left of.
 func (l *level) remove(who *subscription, path string) {
-	name, rest, more := cut(path)
+	name, rest, more := strings.Cut(path, "/")
 	next := l.below[name]
 	if next == nil {
 		return
@@ -110,7 +112,7 @@ func (x *index) match(topic string, f func(filter string, t target)) {
 
 // match goes on with what is left of the topic. plain says that wildcards do not match its next level.
 func (l *level) match(topic string, plain bool, f func(filter string, t target)) {
-	name, rest, more := cut(topic)
+	name, rest, more := strings.Cut(topic, "/")
 	names := []string{name, "+"}
 	if plain { // [MQTT-4.7.2-1]
 		names = names[:1]
@@ -136,14 +138,4 @@ func (l *level) each(f func(filter string, t target)) {
 			f(sub.filter, sub.target)
 		}
 	}
-}
-
-// unshare takes $share/{group}/ off a filter; group is "" where it is not shared.
-func unshare(filter string) (group, rest string) {
-	if s, ok := strings.CutPrefix(filter, "$share/"); ok {
-		if group, rest, ok := cut(s); ok {
-			return group, rest
-		}
-	}
-	return "", filter
 }

@@ -104,23 +104,3 @@ func fromPacket(pk *packets.Packet, now int64) outgoing {
 }
 
 func milliseconds() int64 { return time.Now().UnixMilli() }
-
-// covers reports whether a filter without $share matches a topic name.
-func covers(filter, topic string) bool {
-	if topic == "" || topic[0] == '$' && filter != "" && (filter[0] == '+' || filter[0] == '#') {
-		return false // [MQTT-4.7.2-1]
-	}
-	for {
-		f, frest, fmore := cut(filter)
-		t, trest, tmore := cut(topic)
-		switch {
-		case f == "#":
-			return true
-		case f != "+" && f != t:
-			return false
-		case !fmore || !tmore:
-			return fmore == tmore || fmore && frest == "#" // a/# matches a [MQTT-4.7.1-2]
-		}
-		filter, topic = frest, trest
-	}
-}

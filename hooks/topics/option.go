@@ -1,16 +1,11 @@
 package topics
 
 import (
-	"strings"
-
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/mqim/mqim/hooks/link"
 	"github.com/mqim/mqim/store"
 )
-
-// cut splits off the first level.
-func cut(topic string) (level, rest string, more bool) { return strings.Cut(topic, "/") }
 
 // What a subscription asks for, as it is stored: flags, and the identifier as an encoded property.
 const (

@@ -10,6 +10,9 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/hooks/link"
+	"github.com/mqim/mqim/store"
 )
 
 // route is who gets what is published to a topic. It is made from the index and the store, and used again as long as no
@@ -119,7 +122,7 @@ func (h *Hook) resolve(topic string) (*route, error) {
 	groups := map[string]*group{} // by filter, the group's name included
 	at := map[string]int{}        // where a client is in its list
 	add := func(list *[]target, filter string, t target) {
-		if shared, _ := unshare(filter); shared != "" {
+		if shared, _ := store.SplitShared(filter); shared != "" {
 			g := groups[filter]
 			if g == nil {
 				g = &group{turn: h.routes.turn(filter)}
@@ -164,7 +167,7 @@ func (h *Hook) inlineSubscriptions(topic string) map[int]mqtt.InlineSubscription
 	list := map[int]mqtt.InlineSubscription{}
 	for _, t := range []string{topic, topic + "/"} {
 		for id, sub := range h.server.Topics.Subscribers(t).InlineSubscriptions {
-			if covers(sub.Filter, topic) {
+			if link.Matches(sub.Filter, topic) {
 				list[id] = sub
 			}
 		}
@@ -193,7 +196,7 @@ func (h *Hook) live(client string) *session {
 func (g *group) pick(h *Hook) *target {
 	first := g.turn.Add(1) - 1
 	n := uint32(len(g.members))
-	for _, want := range []fitness{ready, connected, any_} {
+	for _, want := range []fitness{ready, connected, offline} {
 		for i := range n {
 			t := &g.members[(first+i)%n]
 			if h.fit(t) >= want {
@@ -208,7 +211,7 @@ func (h *Hook) fit(t *target) fitness {
 	s := t.s
 	if s == nil {
 		if s = h.live(t.client); s == nil {
-			return any_
+			return offline
 		}
 	}
 	return s.fit()

@@ -66,7 +66,7 @@ type fitness uint8
 
 const (
 	none      fitness = iota
-	any_              // it has a session
+	offline           // it has a session
 	connected         // and a connection
 	ready             // and room
 )
@@ -78,7 +78,7 @@ func (s *session) fit() fitness {
 	case !s.durable && (s.dead || s.conn != nil && s.conn.Closed()):
 		return none
 	case s.conn == nil:
-		return any_
+		return offline
 	case s.q.waiting() > 0 || s.durable && s.head >= s.q.end():
 		return connected
 	}

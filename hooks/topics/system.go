@@ -1,6 +1,10 @@
 package topics
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/mqim/mqim/hooks/link"
+)
 
 // SystemTopic is a topic under $SYS and what is retained there, which is made up when somebody wants to know.
 type SystemTopic struct {
@@ -11,7 +15,7 @@ type SystemTopic struct {
 // systemMatching returns what is retained under $SYS for a filter. It is at QoS 0: the next value is soon to come.
 func (h *Hook) systemMatching(filter string) (list []*message) {
 	for _, t := range h.opt.System {
-		if covers(filter, t.Topic) {
+		if link.Matches(filter, t.Topic) {
 			list = append(list, &message{Topic: t.Topic, Payload: []byte(t.Value())})
 		}
 	}

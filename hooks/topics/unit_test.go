@@ -10,25 +10,12 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
+
+	"github.com/mqim/mqim/hooks/link"
+	"github.com/mqim/mqim/store"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func TestCovers(t *testing.T) {
-	for _, c := range []struct {
-		filter, topic string
-		want          bool
-	}{
-		{"a", "a", true}, {"a", "b", false}, {"a/b", "a", false}, {"a", "a/b", false},
-		{"#", "a/b", true}, {"a/#", "a", true}, {"a/#", "a/b/c", true}, {"a/#", "ab", false},
-		{"+", "a", true}, {"+", "a/b", false}, {"+/+", "/a", true}, {"a/+", "a/", true}, {"a/+", "a", false}, {"+/b/#", "a/b", true},
-		{"#", "$x", false}, {"+/a", "$x/a", false}, {"$x/#", "$x/a", true}, {"#", "/", true},
-	} {
-		if got := covers(c.filter, c.topic); got != c.want {
-			t.Errorf("covers(%q, %q): got %v, want %v", c.filter, c.topic, got, c.want)
-		}
-	}
-}
 
 // The ring against a list.
 func TestRing(t *testing.T) {
@@ -74,7 +61,7 @@ func TestRing(t *testing.T) {
 	})
 }
 
-// The index, against covers, with subscriptions that come and go at random.
+// The index, against link.Matches, with subscriptions that come and go at random.
 func TestIndex(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -127,8 +114,8 @@ func TestIndex(t *testing.T) {
 			x.match(topic, func(filter string, t target) { got[subscriber{t.s, filter}] = true })
 			match := maps.Clone(want)
 			maps.DeleteFunc(match, func(k subscriber, _ bool) bool {
-				_, f := unshare(k.filter)
-				return !covers(f, topic)
+				_, f := store.SplitShared(k.filter)
+				return !link.Matches(f, topic)
 			})
 			if !maps.Equal(got, match) {
 				t.Fatalf("%q: got %v, want %v", topic, got, match)

@@ -3,6 +3,8 @@ package pebble
 import (
 	"bytes"
 	"strings"
+
+	"github.com/mqim/mqim/store"
 )
 
 // Topics and filters are keys level by level, so that what lies below a level is a range, and in an order in which a
@@ -59,19 +61,9 @@ func pathOf(key []byte) (path string, rest []byte, ok bool) {
 	return "", nil, false
 }
 
-// splitFilter takes "$share/{group}/" off a filter; group is "" where it is not shared.
-func splitFilter(filter string) (group, rest string) {
-	if s, ok := strings.CutPrefix(filter, "$share/"); ok {
-		if group, rest, ok := strings.Cut(s, "/"); ok {
-			return group, rest
-		}
-	}
-	return "", filter
-}
-
 // keyFilter is where a subscription is found by topic.
 func keyFilter(dst []byte, filter, client string) []byte {
-	group, rest := splitFilter(filter)
+	group, rest := store.SplitShared(filter)
 	dst = append(append(keyPath(dst, tabFilter, rest), group...), 0)
 	return append(dst, client...)
 }
