@@ -75,29 +75,3 @@ func (s *Store) endTopicSessions(pos []byte, now int64) (next []byte, err error)
 		return w.flushQueues()
 	})
 }
-
-// dropRetained removes retained messages that have expired.
-func (s *Store) dropRetained(pos []byte, now int64) (next []byte, err error) {
-	expired := func(_, value []byte) bool {
-		d := decoder{b: value}
-		m, _ := d.publication()
-		return !d.bad && m.Expires != 0 && m.Expires <= now
-	}
-	keys, next, err := s.scan(tabRetained, pos, expired)
-	if err != nil || len(keys) == 0 {
-		return next, err
-	}
-	return next, s.change("drop expired retained messages", func(w *writer) error {
-		for _, k := range keys {
-			v, err := s.get(k)
-			if err != nil {
-				return err
-			}
-			if v != nil && expired(nil, v) {
-				w.retained--
-				w.note(w.pb.Delete(k, nil))
-			}
-		}
-		return w.flushQueues()
-	})
-}

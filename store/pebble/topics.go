@@ -1,12 +1,9 @@
 package pebble
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"strings"
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
@@ -131,23 +128,6 @@ func (w *writer) session(s *store.Session) error {
 	return w.put(false, w.val)
 }
 
-// subscribe keeps a subscription, or removes it.
-func (w *writer) subscribe(x *store.Subscription, remove bool) error {
-	h, err := w.queue(x.Client)
-	if err != nil {
-		return err
-	}
-	if !h.exists && !remove {
-		return nil
-	}
-	w.key = keyPair(w.key[:0], tabSub, x.Client, x.Filter)
-	if err := w.put(remove, x.Options); err != nil || x.Hidden() {
-		return err
-	}
-	w.key = keyFilter(w.key[:0], x.Filter, x.Client)
-	return w.put(remove, x.Options)
-}
-
 // endSession removes a session and all that belongs to it.
 func (w *writer) endSession(client string) error {
 	h, err := w.queue(client)
@@ -208,39 +188,6 @@ func (w *writer) deleteNames(table byte, name string) error {
 	return w.s.wrap(it.Error(), "%c %q", table, name)
 }
 
-// retain keeps a publication as its topic's retained message, or removes that.
-func (w *writer) retain(p *store.Publish) error {
-	w.key = keyPath(w.key[:0], tabRetained, p.Topic)
-	had, known := w.retainedNow[p.Topic]
-	if !known {
-		v, err := w.s.get(w.key)
-		if err != nil {
-			return err
-		}
-		had = v != nil
-	}
-	keep := len(p.Payload) > 0
-	if limit := w.s.opts.Retention.Topics.Retained; keep && !had && limit > 0 && w.retained >= limit {
-		p.Err = fmt.Errorf("retained messages: %w", store.ErrFull)
-		return nil
-	}
-	w.retainedNow[p.Topic] = keep
-	switch {
-	case keep && !had:
-		w.retained++
-	case !keep && had:
-		w.retained--
-	}
-	if !keep && !had {
-		return nil
-	}
-	w.val = w.val[:0]
-	if keep {
-		w.val = appendWhole(w.val, p.Publication)
-	}
-	return w.put(!keep, w.val)
-}
-
 // Session returns a session that has not ended.
 func (s *Store) Session(ctx context.Context, client string) (store.Session, error) {
 	if err := s.enter(ctx); err != nil {
@@ -284,109 +231,6 @@ func (s *Store) Sessions(ctx context.Context, after string, limit int) (list []s
 		list = append(list, x)
 	}
 	return list, s.wrap(it.Error(), "sessions")
-}
-
-// Subscriptions lists a session's subscriptions.
-func (s *Store) Subscriptions(ctx context.Context, client string) ([]store.Subscription, error) {
-	if err := s.enter(ctx); err != nil {
-		return nil, err
-	}
-	defer s.life.RUnlock()
-	return s.subscriptions(client)
-}
-
-func (s *Store) subscriptions(client string) (list []store.Subscription, err error) {
-	it, err := s.names(tabSub, client)
-	if err != nil {
-		return nil, err
-	}
-	defer it.Close()
-	for ok := it.First(); ok; ok = it.Next() {
-		list = append(list, store.Subscription{
-			Client: client, Filter: string(it.Key()[len(client)+2:]), Options: bytes.Clone(it.Value()),
-		})
-	}
-	return list, s.wrap(it.Error(), "subscriptions of %q", client)
-}
-
-// Match walks down the filters that there are, level by level: those that have the topic's level, + or # next.
-func (s *Store) Match(ctx context.Context, topic string) ([]store.Subscription, error) {
-	if err := s.enter(ctx); err != nil {
-		return nil, err
-	}
-	defer s.life.RUnlock()
-	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: []byte{tabFilter}, UpperBound: []byte{tabFilter + 1}})
-	if err != nil {
-		return nil, s.wrap(err, "subscriptions")
-	}
-	defer it.Close()
-	if !it.First() {
-		return nil, s.wrap(it.Error(), "subscriptions")
-	}
-	m := filterWalk{it: it}
-	m.walk([]byte{tabFilter}, topic, true)
-	return m.list, s.wrap(errors.Join(m.err, it.Error()), "subscriptions to %q", topic)
-}
-
-type filterWalk struct {
-	it   *pdb.Iterator
-	list []store.Subscription
-	err  error
-}
-
-// walk goes on below a prefix with what is left of the topic.
-func (m *filterWalk) walk(prefix []byte, topic string, top bool) {
-	level, rest, more := strings.Cut(topic, "/")
-	join := func(level string) []byte {
-		p := bytes.Clone(prefix)
-		if !top {
-			p = append(p, pathDeeper)
-		}
-		return appendLevel(p, level)
-	}
-	next := []string{level, "+"}
-	if top && strings.HasPrefix(topic, "$") { // [MQTT-4.7.2-1]
-		next = next[:1]
-	} else {
-		m.take(append(join("#"), pathEnd))
-	}
-	for _, l := range next {
-		p := join(l)
-		if !m.exists(p) {
-			continue
-		}
-		if more {
-			m.walk(p, rest, false)
-			continue
-		}
-		m.take(append(bytes.Clone(p), pathDeeper, '#', pathEnd)) // a/# matches a [MQTT-4.7.1-2]
-		m.take(append(p, pathEnd))
-	}
-}
-
-// exists reports whether there is a filter at a prefix or below.
-func (m *filterWalk) exists(prefix []byte) bool {
-	if !m.it.SeekGE(append(prefix, pathDeeper)) {
-		return false
-	}
-	k := m.it.Key()
-	return len(k) > len(prefix) && bytes.HasPrefix(k, prefix) && k[len(prefix)] <= pathEnd
-}
-
-// take lists the subscriptions with exactly one filter.
-func (m *filterWalk) take(prefix []byte) {
-	for ok := m.it.SeekGE(prefix); ok && bytes.HasPrefix(m.it.Key(), prefix); ok = m.it.Next() {
-		filter, rest, ok := pathOf(m.it.Key())
-		group, client, ok2 := bytes.Cut(rest, []byte{0})
-		if !ok || !ok2 {
-			m.err = fmt.Errorf("%w: key %q", store.ErrCorrupt, m.it.Key())
-			return
-		}
-		if len(group) > 0 {
-			filter = "$share/" + string(group) + "/" + filter
-		}
-		m.list = append(m.list, store.Subscription{Client: string(client), Filter: filter, Options: bytes.Clone(m.it.Value())})
-	}
 }
 
 // Outbound lists what is known of what was sent.
@@ -437,58 +281,6 @@ func (s *Store) Inbound(ctx context.Context, client string) (ids []uint16, err e
 		ids = append(ids, binary.BigEndian.Uint16(k[len(k)-2:]))
 	}
 	return ids, s.wrap(it.Error(), "what %q has sent", client)
-}
-
-// Retained lists retained messages in the order of their keys.
-func (s *Store) Retained(ctx context.Context, filter, after string, limit int, now int64) (list []*store.Publication, err error) {
-	if err := s.enter(ctx); err != nil {
-		return nil, err
-	}
-	defer s.life.RUnlock()
-	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: []byte{tabRetained}, UpperBound: []byte{tabRetained + 1}})
-	if err != nil {
-		return nil, s.wrap(err, "retained messages")
-	}
-	defer it.Close()
-	m := newPathMatcher(filter)
-	start := []byte{tabRetained}
-	if after != "" {
-		start = append(keyPath(nil, tabRetained, after), 0)
-	}
-	bytes := 0
-	for ok := it.SeekGE(start); ok && len(list) < limit && bytes < pageBytes; {
-		match, seek := m.look(it.Key())
-		if !match {
-			if seek == nil {
-				break
-			}
-			ok = it.SeekGE(seek)
-			continue
-		}
-		d := decoder{b: it.Value()}
-		p, good := d.whole()
-		if !good {
-			topic, _, _ := pathOf(it.Key())
-			return nil, s.corrupt("retained message of %q", topic)
-		}
-		if p.Expires == 0 || p.Expires > now {
-			list = append(list, p)
-			bytes += len(p.Payload)
-		}
-		ok = it.Next()
-	}
-	return list, s.wrap(it.Error(), "retained messages")
-}
-
-// RetainedCount counts them.
-func (s *Store) RetainedCount(ctx context.Context) (uint64, error) {
-	if err := s.enter(ctx); err != nil {
-		return 0, err
-	}
-	defer s.life.RUnlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.w.retained, nil
 }
 
 // Wills lists wills by client id.
