@@ -103,6 +103,9 @@ func (s *Store) apply(pb *pdb.Batch, lazy bool, build func(*writer) error) (wait
 		return false, end, s.wrap(err, "apply a batch")
 	}
 	applied = true
+	if w.deleted > 0 && s.deleted.Add(int64(w.deleted)) >= tidyAfter {
+		s.tidy()
+	}
 	if w.lsn != lsn {
 		end = position{w.lsn, w.lastID}
 	}

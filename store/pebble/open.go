@@ -76,6 +76,9 @@ type Store struct {
 	life   sync.RWMutex // shared by calls, exclusive for Close; guards closed
 	closed bool
 
+	deleted atomic.Int64 // from the tables that are searched by topic, since they were tidied
+	tidying atomic.Bool
+
 	maintMu sync.Mutex // guards maint
 	maint   maintainer
 

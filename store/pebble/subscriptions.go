@@ -25,6 +25,9 @@ func (w *writer) subscribe(x *store.Subscription, remove bool) error {
 		return err
 	}
 	w.key = keyFilter(w.key[:0], x.Filter, x.Client)
+	if remove {
+		w.deleted++
+	}
 	return w.put(remove, x.Options)
 }
 
@@ -62,9 +65,6 @@ func (s *Store) Match(ctx context.Context, topic string) ([]store.Subscription, 
 		return nil, s.wrap(err, "subscriptions")
 	}
 	defer it.Close()
-	if !it.First() {
-		return nil, s.wrap(it.Error(), "subscriptions")
-	}
 	m := filterWalk{it: it}
 	m.walk([]byte{tabFilter}, topic, true)
 	return m.list, s.wrap(errors.Join(m.err, it.Error()), "subscriptions to %q", topic)
@@ -108,7 +108,7 @@ func (m *filterWalk) walk(prefix []byte, topic string, top bool) {
 
 // exists reports whether there is a filter at a prefix or below.
 func (m *filterWalk) exists(prefix []byte) bool {
-	if !m.it.SeekGE(append(prefix, pathDeeper)) {
+	if m.it.SeekGEWithLimit(append(bytes.Clone(prefix), pathDeeper), append(bytes.Clone(prefix), pathBeyond)) != pdb.IterValid {
 		return false
 	}
 	k := m.it.Key()
@@ -117,7 +117,8 @@ func (m *filterWalk) exists(prefix []byte) bool {
 
 // take lists the subscriptions with exactly one filter.
 func (m *filterWalk) take(prefix []byte) {
-	for ok := m.it.SeekGE(prefix); ok && bytes.HasPrefix(m.it.Key(), prefix); ok = m.it.Next() {
+	limit := append(bytes.Clone(prefix[:len(prefix)-1]), pathBeyond) // prefix ends with pathEnd
+	for st := m.it.SeekGEWithLimit(prefix, limit); st == pdb.IterValid && bytes.HasPrefix(m.it.Key(), prefix); st = m.it.NextWithLimit(limit) {
 		filter, rest, ok := pathOf(m.it.Key())
 		group, client, ok2 := bytes.Cut(rest, []byte{0})
 		if !ok || !ok2 {
