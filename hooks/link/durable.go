@@ -159,19 +159,9 @@ func decodeSub(b []byte) (s Sub, ok bool) {
 	if len(b) < 2 {
 		return s, false
 	}
-	n, _, ok := cutVarint(b[1:])
-	return Sub{QoS: b[0], ID: n}, ok
-}
-
-// cutVarint reads a variable byte integer (MQTT 5, 1.5.5).
-func cutVarint(b []byte) (n int, rest []byte, ok bool) {
-	for i := 0; i < len(b) && i < 4; i++ {
-		n |= int(b[i]&0x7f) << (7 * i)
-		if b[i] < 0x80 {
-			return n, b[i+1:], true
-		}
-	}
-	return 0, nil, false
+	x := scanner{b: b[1:]}
+	s = Sub{QoS: b[0], ID: x.varint()}
+	return s, x.err == nil
 }
 
 // handshake is a step of QoS 2 that is stored before the client hears of it.

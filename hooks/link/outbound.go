@@ -24,8 +24,14 @@ type Publication struct {
 	Force  bool // QoS 0: the caller has asked WaitRoom, or bounds what it sends by other means
 }
 
-// Size is the size of the packet.
+// Size is the size of the packet in bytes.
 func (p *Publication) Size(v5 bool) int {
+	n := p.remaining(v5)
+	return 1 + varintLen(n) + n
+}
+
+// remaining is the Remaining Length of the packet.
+func (p *Publication) remaining(v5 bool) int {
 	n := 2 + len(p.Topic) + len(p.Payload)
 	if p.QoS > 0 {
 		n += 2
@@ -33,7 +39,7 @@ func (p *Publication) Size(v5 bool) int {
 	if v5 {
 		n += varintLen(len(p.Props)) + len(p.Props)
 	}
-	return 1 + varintLen(n) + n
+	return n
 }
 
 // flight is a publication that the client has not acknowledged.
@@ -330,13 +336,6 @@ func (c *Conn) control(typ byte, id uint16, code packets.Code) {
 
 // appendPublish encodes PUBLISH (MQTT 5, 3.3; 3.1.1, 3.3).
 func appendPublish(b []byte, p *Publication, id uint16, v5 bool) []byte {
-	n := 2 + len(p.Topic) + len(p.Payload)
-	if p.QoS > 0 {
-		n += 2
-	}
-	if v5 {
-		n += varintLen(len(p.Props)) + len(p.Props)
-	}
 	first := packets.Publish<<4 | p.QoS<<1
 	if p.Retain {
 		first |= 1
@@ -345,7 +344,7 @@ func appendPublish(b []byte, p *Publication, id uint16, v5 bool) []byte {
 		first |= 8
 	}
 	b = append(b, first)
-	b = appendVarint(b, n)
+	b = appendVarint(b, p.remaining(v5))
 	b = appendStr(b, p.Topic)
 	if p.QoS > 0 {
 		b = binary.BigEndian.AppendUint16(b, id)

@@ -55,6 +55,7 @@ func SubscriptionID(b []byte) (id int, ok bool) {
 	if len(b) == 0 || b[0] != packets.PropSubscriptionIdentifier {
 		return 0, false
 	}
-	id, _, ok = cutVarint(b[1:])
-	return id, ok
+	s := scanner{b: b[1:]}
+	id = s.varint()
+	return id, s.err == nil
 }
