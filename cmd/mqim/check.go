@@ -19,7 +19,7 @@ func checkCommand() *cli.Command {
 		Usage:     "check the configuration and say everything that is wrong with it",
 		UsageText: "mqim check [--config FILE] [--print]",
 		Description: `Reads the file and the MQIM_ environment variables as "mqim serve" would, and reports every
-mistake with its place. Nothing is started or changed. The exit code is 1 if there is a mistake.
+mistake with its place; the files that they name are not read. Nothing is started or changed. The exit code is 1 if there is a mistake.
 
    mqim check                           config.yaml in this folder, or the defaults without one
    mqim check --config /etc/mqim.yaml   another file
@@ -30,8 +30,8 @@ mistake with its place. Nothing is started or changed. The exit code is 1 if the
 			&cli.BoolFlag{Name: "print", Usage: "show every setting in force"},
 		},
 		Action: func(_ context.Context, cmd *cli.Command) error {
-			if cmd.Args().Present() {
-				return cli.Exit(fmt.Sprintf("mqim check: unexpected %q; name the file as in: mqim check --config %s", cmd.Args().First(), cmd.Args().First()), 1)
+			if err := noArguments(cmd); err != nil {
+				return err
 			}
 			return check(cmd, cmd.String("config"), cmd.Bool("print"))
 		},

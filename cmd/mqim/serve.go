@@ -28,13 +28,27 @@ users, keys and certificates again, and say what needs a restart.
 
    mqim serve
    mqim serve --config /etc/mqim/config.yaml`,
-		Flags:  []cli.Flag{configFlag()},
-		Action: func(ctx context.Context, c *cli.Command) error { return serve(ctx, c.String("config")) },
+		Flags: []cli.Flag{configFlag()},
+		Action: func(ctx context.Context, c *cli.Command) error {
+			if err := noArguments(c); err != nil {
+				return err
+			}
+			return serve(ctx, c.String("config"))
+		},
 	}
 }
 
 func configFlag() cli.Flag {
 	return &cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "settings `FILE` (default: config.yaml, if there is one)"}
+}
+
+// noArguments refuses what stands behind a command that takes options alone: it is mostly a file that is meant to be read.
+func noArguments(c *cli.Command) error {
+	if !c.Args().Present() {
+		return nil
+	}
+	name := c.FullName()
+	return cli.Exit(fmt.Sprintf("%s: unexpected %q; name the file as in: %s --config %s", name, c.Args().First(), name, c.Args().First()), 1)
 }
 
 func serve(ctx context.Context, file string) error {

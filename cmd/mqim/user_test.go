@@ -26,7 +26,7 @@ func runCode(t *testing.T, stdin string, args ...string) (out, fail string, code
 	t.Helper()
 	var b bytes.Buffer
 	root := &cli.Command{
-		Name: "mqim", Commands: []*cli.Command{userCommand(), checkCommand(), aclCommand()},
+		Name: "mqim", Commands: []*cli.Command{serveCommand(), userCommand(), checkCommand(), aclCommand()},
 		Reader: strings.NewReader(stdin), Writer: &b, ErrWriter: &b,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // the default ends the process
 	}
@@ -113,6 +113,20 @@ func TestCheckCommand(t *testing.T) {
 	t.Setenv("MQIM_LOG_LEVEL", "loud")
 	if _, fail := run(t, "", "check"); !strings.HasPrefix(fail, "MQIM_LOG_LEVEL: log.level: found") {
 		t.Errorf("bad variable: got %q", fail)
+	}
+}
+
+// A file that is named without --config is not passed over in favour of ./config.yaml.
+func TestFileWithoutFlag(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("config.yaml", []byte("log: {level: loud}\n"), 0o600); err != nil { // serve must not come to start
+		t.Fatal(err)
+	}
+	for _, command := range []string{"serve", "check"} {
+		want := "mqim " + command + ": unexpected \"other.yaml\"; name the file as in: mqim " + command + " --config other.yaml"
+		if _, fail := run(t, "", command, "other.yaml"); fail != want {
+			t.Errorf("got %q, want %q", fail, want)
+		}
 	}
 }
 
