@@ -17,7 +17,8 @@ acl.bad.yaml:4:13: acl[2].allow: found "publish", expected pub, sub or pubsub
 acl.bad.yaml:5:12: acl[3].deny: found "all", expected pub, sub or pubsub
 acl.bad.yaml:5:24: acl[3].topic: found "a/#/b", expected # only at the end
 acl.bad.yaml:6:5: acl[4].topic: found "", expected a topic filter such as devices/%u/#
-acl.bad.yaml:7:25: acl[5].topic: found "$share/g/x", expected the filter without $share/group/: a rule speaks of shared subscriptions too`,
+acl.bad.yaml:7:25: acl[5].topic: found "$share/g/x", expected the filter without $share/group/: a rule speaks of shared subscriptions too
+acl.bad.yaml:8:24: acl[6].topic: found "im/u/#", expected a topic outside im/, which has rules of its own`,
 	"anchor.bad.yaml": `
 anchor.bad.yaml:2:16: not valid YAML: unknown anchor … referenced`,
 	"auth.bad.yaml": `
@@ -52,6 +53,8 @@ doors.bad.yaml:14:17: limits.topic_levels: found -1, expected at least 0
 doors.bad.yaml:15:16: limits.topic_bytes: found 65537, expected 0 to 65535
 doors.bad.yaml:16:11: limits.memory: found -1, expected 0 to 1024TiB
 doors.bad.yaml:17:17: limits.commit_delay: found -1s, expected at least 0s`,
+	"bracket.bad.yaml": `
+bracket.bad.yaml:2:1: not valid YAML: did not find expected ',' or '}'`,
 	"documents.bad.yaml": `
 documents.bad.yaml:2:1: found 2 YAML documents, expected one`,
 	"jwt.bad.yaml": `
@@ -64,7 +67,7 @@ jwt.bad.yaml:10:9: auth.jwt.keys[3]: expected either public_key or public_key_fi
 jwt.bad.yaml:11:9: auth.jwt.keys[4]: found a text, expected a section with kid, alg, secret, secret_file, public_key, public_key_file
 jwt.bad.yaml:12:30: auth.jwt.keys[5].secret: found a list, expected a text`,
 	"later.bad.yaml": `
-later.bad.yaml:2:3: auth.http.url: not a URL; expected one such as https://idp.example/keys
+later.bad.yaml:2:3: auth.http.url: not a URL; expected one such as https://auth.example/mqtt
 later.bad.yaml:4:17: store.driver: found "mysql", but this version has only pebble; expected pebble
 later.bad.yaml:7:16: cluster.redis.addresses: clusters are not in this version; expected an empty list`,
 	"list.bad.yaml": `

@@ -30,7 +30,7 @@ func (d *decoder) parse(text []byte, key string) *yaml.Node {
 		e := &Error{Source: d.source, Key: key, Text: "not valid YAML"}
 		var at *yaml.LoadError
 		if errors.As(err, &at) {
-			e.Text += ": " + quoted.ReplaceAllString(at.Message, "…")
+			e.Text += ": " + quoted.ReplaceAllStringFunc(at.Message, redact)
 			if d.lined && at.Mark.Line > 0 {
 				e.Line, e.Column = at.Mark.Line, at.Mark.Column
 			}
@@ -55,8 +55,16 @@ func (d *decoder) parse(text []byte, key string) *yaml.Node {
 	return root
 }
 
-// quoted is what the parser repeats of the text, which may be a password that began with an asterisk.
+// quoted is what the parser repeats of the text, which may be a password that began with an asterisk, or what it expected.
 var quoted = regexp.MustCompile(`'[^']*'|"[^"]*"`)
+
+// redact keeps what the parser may expect, which says where a bracket is open, and takes away the rest.
+func redact(s string) string {
+	if strings.Contains("',' ']' '}' ':' '-'", s) {
+		return s
+	}
+	return "…"
+}
 
 func (d *decoder) fail(n *yaml.Node, key, text string) {
 	at := d.position(n)

@@ -302,6 +302,8 @@ func (r Rule) validate(v *validator, key string) {
 	}
 	if err := acl.CheckTopic(r.Topic); err != nil {
 		v.fail(key+".topic", "found %s, %v", quote(r.Topic), err)
+	} else if r.Topic == "im" || strings.HasPrefix(r.Topic, "im/") {
+		v.fail(key+".topic", "found %s, expected a topic outside im/, which has rules of its own", quote(r.Topic))
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 func CheckURL(address string) error {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {
-		return errors.New("not a URL; expected one such as https://idp.example/keys")
+		return errors.New("not a URL; expected one such as https://auth.example/mqtt")
 	}
 	ip := net.ParseIP(u.Hostname())
 	loopback := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()

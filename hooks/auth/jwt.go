@@ -122,14 +122,20 @@ func (k JWTKey) load() (jwt.VerificationKey, error) {
 	}
 	if strings.HasPrefix(k.Algorithm, "HS") {
 		secret, err := textOrFile(k.Secret, k.SecretFile)
-		if err != nil || secret == "" {
-			return nil, errors.Join(fmt.Errorf("%s needs secret or secret_file", k.Algorithm), err)
+		if err != nil {
+			return nil, fmt.Errorf("secret_file: %w", err)
+		}
+		if secret == "" {
+			return nil, fmt.Errorf("%s needs secret or secret_file", k.Algorithm)
 		}
 		return []byte(secret), nil
 	}
 	pem, err := textOrFile(k.PublicKey, k.PublicKeyFile)
-	if err != nil || pem == "" {
-		return nil, errors.Join(fmt.Errorf("%s needs public_key or public_key_file", k.Algorithm), err)
+	if err != nil {
+		return nil, fmt.Errorf("public_key_file: %w", err)
+	}
+	if pem == "" {
+		return nil, fmt.Errorf("%s needs public_key or public_key_file", k.Algorithm)
 	}
 	key, err := parsePublic(k.Algorithm, []byte(pem))
 	if err != nil {

@@ -225,7 +225,8 @@ func TestNewJWTRefuses(t *testing.T) {
 		{"no secret", []auth.JWTKey{hs("", "x"), {Algorithm: "HS256", PublicKey: "x"}}, "auth.jwt.keys[1]: HS256 needs secret"},
 		{"no public key", []auth.JWTKey{{Algorithm: "RS256", Secret: "TOPSECRET"}}, "RS256 needs public_key"},
 		{"no PEM", []auth.JWTKey{{Algorithm: "RS256", PublicKey: "TOPSECRET"}}, "expected a PEM public key for RS256"},
-		{"no file", []auth.JWTKey{{Algorithm: "HS256", SecretFile: "/nonexistent"}}, "no such file"},
+		{"no file", []auth.JWTKey{{Algorithm: "HS256", SecretFile: "/nonexistent"}}, "auth.jwt.keys[0]: secret_file: open /nonexistent: no such file"},
+		{"no file of a public key", []auth.JWTKey{{Algorithm: "ES256", PublicKeyFile: "/nonexistent"}}, "auth.jwt.keys[0]: public_key_file: open /nonexistent: no such file"},
 		{"private key", []auth.JWTKey{{Algorithm: "EdDSA", PublicKey: privatePEM}}, "expected a PEM public key for EdDSA"},
 	}
 	for _, tt := range tests {
