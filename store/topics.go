@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 )
@@ -11,8 +12,11 @@ import (
 // and queues, retained messages and wills. A client id is the name of a session; it is at most 128 bytes of UTF-8
 // without control characters. Topics and filters are UTF-8 without U+0000.
 
-// ErrFull: a queue or the retained messages have reached their limit.
-var ErrFull = errors.New("limit reached")
+// ErrFull: a queue or the retained messages have reached their limit. ErrRetainedFull is an ErrFull of the latter.
+var (
+	ErrFull         = errors.New("limit reached")
+	ErrRetainedFull = fmt.Errorf("retained messages: %w", ErrFull)
+)
 
 // NoExpiry is the Session.Expiry of a session that does not end by itself.
 const NoExpiry = math.MaxUint32
@@ -78,7 +82,7 @@ type Publish struct {
 	Unlimited bool
 	// Inbound is noted with it, unless it is refused; nil: nothing is.
 	Inbound *Inbound
-	// Err is set by Commit to ErrFull when limits refuse it. It concerns this Publish alone, of which nothing was
+	// Err is set by Commit to an ErrFull when limits refuse it. It concerns this Publish alone, of which nothing was
 	// stored then; the rest of the batch is committed.
 	Err error
 }

@@ -232,6 +232,19 @@ func TestQueueLimitDropsOldest(t *testing.T) {
 	})
 }
 
+// What limits.retained_messages refuses is counted as that, whatever becomes of what is too much for a queue.
+func TestRetainedLimitCounted(t *testing.T) {
+	for _, overflow := range []string{"drop_oldest", "refuse"} {
+		s := mqtest.Start(t, mqtest.Config{"sessions": "{overflow: " + overflow + "}", "limits": "{retained_messages: 1}"})
+		x := &traveller{s: s, v: 5, base: "x", t: t}
+		p := x.clean("pub")
+		retain := func(pk *packets.Packet) { pk.FixedHeader.Retain = true }
+		equal(t, "the first", p.PublishAck("x/1", "a", retain).ReasonCode, 0x10)
+		equal(t, "the second", p.PublishAck("x/2", "b", retain).ReasonCode, 0x97)
+		equal(t, "mqim_dropped_total, overflow "+overflow, s.Metric(`mqim_dropped_total{reason="topic_retained_full"}`), 1)
+	}
+}
+
 // … or refuses what is too much, to the publisher's face: nobody gets it.
 func TestQueueLimitRefuses(t *testing.T) {
 	both(t, func(t *testing.T, v byte) {

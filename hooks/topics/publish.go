@@ -283,7 +283,7 @@ func (d *delivery) Done(err error) {
 		d.x.c.Disconnect(packets.ErrServerUnavailable) // no answer rather than a wrong one
 	case err != nil:
 		no = unavailable
-	case d.rec.Err != nil && d.rec.Retain && !h.opt.RefuseWhenFull:
+	case errors.Is(d.rec.Err, store.ErrRetainedFull):
 		no = refusal{packets.ErrQuotaExceeded, dropRetained}
 	case d.rec.Err != nil:
 		no = queueFull

@@ -2,7 +2,6 @@ package pebble
 
 import (
 	"context"
-	"fmt"
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
@@ -21,7 +20,7 @@ func (w *writer) retain(p *store.Publish) error {
 	}
 	keep := len(p.Payload) > 0
 	if limit := w.s.opts.Retention.Topics.Retained; keep && !had && limit > 0 && w.retained >= limit {
-		p.Err = fmt.Errorf("retained messages: %w", store.ErrFull)
+		p.Err = store.ErrRetainedFull
 		return nil
 	}
 	w.retainedNow[p.Topic] = keep

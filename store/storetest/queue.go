@@ -124,7 +124,7 @@ func testQueueLimits(t *testing.T, e *env) {
 	full := e.pub("t", "c2", "c1")
 	full.Retain = true
 	e.publish(full)
-	if !errors.Is(full.Err, store.ErrFull) || full.Queues[0].Seq != 0 {
+	if !errors.Is(full.Err, store.ErrFull) || errors.Is(full.Err, store.ErrRetainedFull) || full.Queues[0].Seq != 0 {
 		t.Errorf("got %v and seq %d, want %v and nothing stored", full.Err, full.Queues[0].Seq, store.ErrFull)
 	}
 	e.equal("the other queue", e.queued("c2"), []string(nil))

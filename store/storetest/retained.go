@@ -78,7 +78,7 @@ func testRetainedLimits(t *testing.T, e *env) {
 	}
 	set("a", 0)
 	set("b", time.Now().Add(time.Hour).UnixMilli())
-	if p := set("c", 0); !errors.Is(p.Err, store.ErrFull) {
+	if p := set("c", 0); !errors.Is(p.Err, store.ErrFull) || !errors.Is(p.Err, store.ErrRetainedFull) {
 		t.Errorf("one too many: got %v", p.Err)
 	}
 	if p := set("a", time.Now().Add(-time.Second).UnixMilli()); p.Err != nil {
