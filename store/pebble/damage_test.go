@@ -2,6 +2,7 @@ package pebble_test
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
@@ -367,5 +369,37 @@ func TestOptions(t *testing.T) {
 		if _, err := pebble.Open(c.o); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: got %v, want %q", c.o, err, c.want)
 		}
+	}
+}
+
+// Damage that is met again and again, as compactions do, is a line in the log now and then, and a line is one line.
+func TestDamageIsNotLoggedEachTime(t *testing.T) {
+	dir := t.TempDir()
+	acked := written(t, dir, 2000)
+	reopenTwice(t, dir)
+	for _, name := range files(t, dir, "*.sst") {
+		flip(t, name, 100) // in its first block of data
+	}
+	var log bytes.Buffer // its handler writes to it one line at a time
+	begun := time.Now()
+	s, err := pebble.Open(pebble.Options{Path: dir, MinFree: 1, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		for _, m := range acked[:10] {
+			_, _ = s.Message(ctx, m.Conv, m.Cseq)
+		}
+	}
+	met := s.Metrics().Corruptions
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Count(log.String(), "damaged file")
+	if most := 1 + int(time.Since(begun)/(10*time.Second)); met < 20 || lines < 1 || lines > most {
+		t.Errorf("%d times met: got %d lines, want 1 to %d", met, lines, most)
+	}
+	if strings.Contains(log.String(), "stack") {
+		t.Errorf("a stack trace in the log: %s", log.String())
 	}
 }

@@ -20,6 +20,8 @@ import (
 	walrecord "github.com/cockroachdb/pebble/v2/record"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/wal"
+	"golang.org/x/time/rate"
+
 	"github.com/mqim/mqim/store"
 )
 
@@ -62,6 +64,7 @@ type Store struct {
 	dirLock  *pdb.Lock
 	space    *space
 	counters counters
+	loud     [2]rate.Sometimes // of damage met, and of what failed in the background
 	epoch    string
 	boot     uint64        // counts openings
 	opened   int64         // when, Unix milliseconds
@@ -111,6 +114,9 @@ func Open(o Options) (*Store, error) {
 		o.IDs = clockIDs{}
 	}
 	s := &Store{opts: o, log: o.Logger, stop: make(chan struct{}), inboxTTL: o.Retention.InboxTTL}
+	for i := range s.loud {
+		s.loud[i].Interval = 10 * time.Second
+	}
 	if h := o.Retention.HistoryTTL; h > 0 && (s.inboxTTL == 0 || h < s.inboxTTL) {
 		s.inboxTTL = h
 	}

@@ -58,16 +58,18 @@ func (s *Store) pebbleOptions() *pdb.Options {
 	return o
 }
 
-// events counts what goes wrong and logs it once; the rest of Pebble's events are at debug level.
+// events counts what goes wrong and logs it, damage not each time that Pebble comes by, which may be at once; the rest of Pebble's events are at debug level.
 func (s *Store) events() *pdb.EventListener {
 	return &pdb.EventListener{
 		BackgroundError: func(err error) {
 			s.counters.background.Add(1)
-			s.log.Error("store.pebble: background error", "err", err)
+			s.loud[1].Do(func() { s.log.Error("store.pebble: background error (one line in 10 s)", "err", firstLine(err)) })
 		},
 		DataCorruption: func(i pdb.DataCorruptionInfo) {
 			s.counters.corrupt.Add(1)
-			s.log.Error("store.pebble: damaged file; messages in it are not served", "file", i.Path, "err", i.Details)
+			s.loud[0].Do(func() {
+				s.log.Error("store.pebble: damaged file; messages in it are not served (one line in 10 s)", "file", i.Path, "err", firstLine(i.Details))
+			})
 		},
 		DiskSlow: func(i pdb.DiskSlowInfo) {
 			s.log.Warn("store.pebble: slow disk", "info", i.String())
