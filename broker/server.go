@@ -177,7 +177,8 @@ func (s *Server) openBroker() error {
 	s.acl = acl.New(acl.Options{Rules: rules, Denied: s.metrics.Denied})
 	reg := link.NewRegistry(s.transportOptions())
 	s.registry = reg
-	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log, KeepAlive: uint16(s.cfg.Limits.KeepAlive.D() / time.Second)})
+	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log, Limited: s.metrics.Limited,
+		KeepAlive: uint16(s.cfg.Limits.KeepAlive.D() / time.Second)})
 	s.topics = topics.New(s.mqtt, topics.Options{
 		Registry: reg, Store: s.topicCommits, Allow: s.acl.Allowed, System: s.systemTopics(), Metrics: s.metrics, Log: s.log,
 		RefuseWhenFull: s.cfg.Sessions.Overflow == config.OverflowRefuse,

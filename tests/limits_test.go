@@ -71,6 +71,7 @@ func TestLimitDevices(t *testing.T) {
 		equal(t, "CONNACK of the third", open("3"), code(v, 0x03, 0x97))
 		two.Disconnect()
 		equal(t, "CONNACK of the third, a session away", open("3"), code(v, 0x03, 0x97))
+		equal(t, "mqim_limited_total", s.Metric(`mqim_limited_total{limit="devices_per_user"}`), 2)
 		one.Alive()
 		session(t, s, v, alice, "2") // one that is known is let in
 		one.OK("device.remove", mqtest.Map{"device": alice + "/2"}, nil)
@@ -139,6 +140,9 @@ func TestLimitKeepAlive(t *testing.T) {
 			}
 			pk, _ := c.Any()
 			told := pk.Properties.ServerKeepAlive
+			if v == 4 && !tt.ok {
+				equal(t, "mqim_limited_total", s.Metric(`mqim_limited_total{limit="keep_alive"}`), 1)
+			}
 			switch {
 			case v == 4 && (pk.ReasonCode == 0) != tt.ok:
 				t.Errorf("limit %d, asked for %d: got %#x", tt.limit, tt.asked, pk.ReasonCode)

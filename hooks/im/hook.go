@@ -37,6 +37,7 @@ type Options struct {
 	// KeepAlive is the longest Keep Alive, in seconds. MQTT 5 clients that ask for a longer one, or none, are told
 	// [MQTT-3.1.2-21]; others are refused. 0: no limit.
 	KeepAlive uint16
+	Limited   func(limit string) // told of each client that KeepAlive or the engine's limit on devices refuses; nil: nobody is
 }
 
 // Hook is the hook.
@@ -47,6 +48,7 @@ type Hook struct {
 	log    *slog.Logger
 
 	keepAlive uint16 // seconds; 0: no limit
+	limited   func(string)
 }
 
 // New returns a hook over an engine, which stays the caller's to close, after the server.
@@ -57,7 +59,10 @@ func New(e *engine.Engine, o Options) *Hook {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	h := &Hook{engine: e, reg: o.Registry, log: o.Log, keepAlive: o.KeepAlive}
+	if o.Limited == nil {
+		o.Limited = func(string) {}
+	}
+	h := &Hook{engine: e, reg: o.Registry, log: o.Log, keepAlive: o.KeepAlive, limited: o.Limited}
 	h.reg.Handle(h)
 	h.reg.HandleOversized(h.oversized)
 	return h
@@ -104,6 +109,7 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) error {
 	}
 	if ka := cl.State.Keepalive; h.keepAlive > 0 && (ka == 0 || ka > h.keepAlive) {
 		if cl.Properties.ProtocolVersion < 5 {
+			h.limited("keep_alive")
 			return h.refuse(cl, packets.ErrClientIdentifierNotValid, 0x02, "Keep Alive is longer than limits.keep_alive")
 		}
 		cl.State.Keepalive, cl.State.ServerKeepalive = h.keepAlive, true
@@ -140,6 +146,7 @@ func (h *Hook) refuseSession(cl *mqtt.Client, err error) error {
 	}
 	var limit *engine.Error
 	if errors.As(err, &limit) {
+		h.limited("devices_per_user") // the one error that the engine has for who connects
 		return h.refuse(cl, packets.ErrQuotaExceeded, 0x03, limit.Message)
 	}
 	h.log.Warn("device cannot be connected", "user", string(cl.Properties.Username), "device", cl.ID, "error", err)
