@@ -103,6 +103,8 @@ func (r *Report) Err() error {
 	if r.Trimmed > 0 {
 		errs = append(errs, fmt.Errorf("%d messages LOST; the server announced inbox.trimmed %d times: "+
 			"receivers fell behind by more than inbox.max_messages", r.Lost, r.Trimmed))
+	} else if r.Profile == Plain && r.Version == 3 && r.Refused == 0 {
+		wrong(r.Lost, "%d messages LOST; MQTT 3.1.1 does not tell what is refused: is the server's limits.sends_per_second 0?")
 	} else {
 		wrong(r.Lost, "%d messages LOST")
 	}

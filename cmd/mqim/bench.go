@@ -22,7 +22,7 @@ func benchCommand() *cli.Command {
 		Usage: "load a broker and measure what it delivers",
 		Description: `Publishes and receives over real connections, and checks every message: what was lost or came out of order
 is said loudly, and makes the command fail. Any broker will do (--profile topic); mqim also has the profiles
-plain and im. Latencies are from publish to delivery, on one clock, so the machine running this measures itself
+plain and im, for which the server needs limits.sends_per_second: 0. Latencies are from publish to delivery, on one clock, so the machine running this measures itself
 too: on a busy machine give the generator cores of its own, or compare brokers under the same conditions.
 
 Examples:
