@@ -249,7 +249,7 @@ func (w *writer) flushQueues() error {
 		w.key = keyNum(w.key[:0], tabQueue, h.client, h.first)
 		w.val = append(appendUvarint(w.val[:0], h.seq-h.first+1), h.runs...)
 		w.note(w.pb.Set(w.key, w.val, nil))
-		if cap(h.runs) > 4<<10 {
+		if cap(h.runs) > 256 {
 			h.runs = nil
 		}
 	}

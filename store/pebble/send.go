@@ -168,7 +168,7 @@ func (w *writer) flush() error {
 		if err := w.pb.Set(w.key, w.val, nil); err != nil {
 			return err
 		}
-		if cap(h.runs) > 4<<10 {
+		if cap(h.runs) > 256 {
 			h.runs = nil // one big batch must not make every cached inbox big
 		}
 	}
