@@ -103,9 +103,7 @@ func (s *Store) apply(pb *pdb.Batch, lazy bool, build func(*writer) error) (wait
 		return false, end, s.wrap(err, "apply a batch")
 	}
 	applied = true
-	if w.deleted > 0 && s.deleted.Add(int64(w.deleted)) >= tidyAfter {
-		s.tidy()
-	}
+	s.tidy(&w.deleted)
 	if w.lsn != lsn {
 		end = position{w.lsn, w.lastID}
 	}

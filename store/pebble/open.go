@@ -73,14 +73,13 @@ type Store struct {
 	durable atomic.Uint64 // last lsn that readers may see
 	lastID  atomic.Int64  // greatest durable id
 
-	mu sync.Mutex // guards w
-	w  writer
+	mu      sync.Mutex // guards w and what follows
+	w       writer
+	deleted deletions // since the tables were compacted
+	tidying bool
 
 	life   sync.RWMutex // shared by calls, exclusive for Close; guards closed
 	closed bool
-
-	deleted atomic.Int64 // from the tables that are searched by topic, since they were tidied
-	tidying atomic.Bool
 
 	maintMu sync.Mutex // guards maint
 	maint   maintainer

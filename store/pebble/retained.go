@@ -36,8 +36,6 @@ func (w *writer) retain(p *store.Publish) error {
 	w.val = w.val[:0]
 	if keep {
 		w.val = appendWhole(w.val, p.Publication)
-	} else {
-		w.deleted++
 	}
 	return w.put(!keep, w.val)
 }
@@ -113,7 +111,7 @@ func (s *Store) dropRetained(pos []byte, now int64) (next []byte, err error) {
 			}
 			if v != nil && expired(nil, v) {
 				w.retained--
-				w.deleted++
+				w.deleted.note(tabRetained)
 				w.note(w.pb.Delete(k, nil))
 			}
 		}

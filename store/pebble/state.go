@@ -238,6 +238,7 @@ func (w *writer) records(b *store.Batch) error {
 
 func (w *writer) put(remove bool, value []byte) error {
 	if remove {
+		w.deleted.note(w.key[0])
 		return w.pb.Delete(w.key, nil)
 	}
 	return w.pb.Set(w.key, value, nil)

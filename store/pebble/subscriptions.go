@@ -25,9 +25,6 @@ func (w *writer) subscribe(x *store.Subscription, remove bool) error {
 		return err
 	}
 	w.key = keyFilter(w.key[:0], x.Filter, x.Client)
-	if remove {
-		w.deleted++
-	}
 	return w.put(remove, x.Options)
 }
 

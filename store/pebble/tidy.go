@@ -1,42 +1,70 @@
 package pebble
 
 import (
+	"bytes"
 	"context"
 	"time"
 )
 
-// Readers of subscriptions and of retained messages pass over what has been deleted for as long as it lies in the memory
-// table or in an upper level, which on a small store is for days. After so many deletions these tables are compacted.
+// Readers pass over what has been deleted for as long as it lies in the memory table or in an upper level, which on a
+// small store is for days. These tables are searched by topic or by client, and are compacted after so many deletions.
+// What is passed in a queue does not count: readers begin behind it.
 const tidyAfter = 20_000
 
-// tidy compacts the tables that are searched by topic, in the background, one such compaction at a time; between two of
-// them it rests like Maintain's jobs. It is called while a call is under way, which Close waits for.
-func (s *Store) tidy() {
-	if s.tidying.Swap(true) {
+var tidied = []byte{tabFilter, tabRetained, tabSub, tabQueue, tabOutbound, tabInbound}
+
+// deletions counts by table, in the order of tidied.
+type deletions [6]int
+
+func (d *deletions) note(table byte) {
+	if i := bytes.IndexByte(tidied, table); i >= 0 {
+		d[i]++
+	}
+}
+
+// tidy has the tables compacted that a batch has deleted from, when enough has come together. mu is held.
+func (s *Store) tidy(batch *deletions) {
+	due := false
+	for i, n := range batch {
+		s.deleted[i] += n
+		due = due || s.deleted[i] >= tidyAfter
+	}
+	if !due || s.tidying {
 		return
 	}
-	s.deleted.Store(0)
-	s.done.Go(func() {
-		ctx, cancel := context.WithCancel(context.Background())
-		ended := make(chan struct{})
-		s.done.Go(func() {
-			select {
-			case <-s.stop:
-			case <-ended:
-			}
-			cancel()
-		})
-		start := time.Now()
-		for _, table := range []byte{tabFilter, tabRetained} {
-			if err := s.db.Compact(ctx, []byte{table}, []byte{table + 1}, false); err != nil {
-				s.log.Debug("store.pebble: not tidied", "error", err)
-			}
+	s.tidying = true
+	var tables []byte
+	for i, n := range s.deleted {
+		if n >= tidyAfter {
+			tables = append(tables, tidied[i])
+			s.deleted[i] = 0
 		}
-		close(ended)
+	}
+	s.done.Go(func() { s.compact(tables) }) // a call is under way, which Close waits for
+}
+
+// compact compacts tables, and rests afterwards like Maintain's jobs: it costs no more than they do.
+func (s *Store) compact(tables []byte) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
 		select {
 		case <-s.stop:
-		case <-time.After(passRest * time.Since(start)):
+		case <-ctx.Done():
 		}
-		s.tidying.Store(false)
-	})
+		cancel()
+	}()
+	defer cancel()
+	start := time.Now()
+	for _, table := range tables {
+		if err := s.db.Compact(ctx, []byte{table}, []byte{table + 1}, false); err != nil {
+			s.log.Debug("store.pebble: not tidied", "table", string(table), "error", err)
+		}
+	}
+	select {
+	case <-s.stop:
+	case <-time.After(passRest * time.Since(start)):
+	}
+	s.mu.Lock()
+	s.tidying = false
+	s.mu.Unlock()
 }

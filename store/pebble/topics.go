@@ -156,6 +156,7 @@ func (w *writer) endSession(client string) error {
 		if err != nil {
 			return err
 		}
+		w.deleted.note(tabQueue)
 		w.dropRecord(q.it.Key(), r, client)
 	}
 	if err := q.it.Error(); err != nil {
@@ -183,6 +184,7 @@ func (w *writer) deleteNames(table byte, name string) error {
 	}
 	defer it.Close()
 	for ok := it.First(); ok; ok = it.Next() {
+		w.deleted.note(table)
 		w.note(w.pb.Delete(it.Key(), nil))
 	}
 	return w.s.wrap(it.Error(), "%c %q", table, name)

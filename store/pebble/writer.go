@@ -150,7 +150,7 @@ type writer struct {
 	retainedNow map[string]bool // topics that this batch has retained, or not any more
 	retainedWas uint64
 	lost        uint64 // in the queues of sessions that have ended
-	deleted     int    // from the tables that are searched by topic
+	deleted     deletions
 }
 
 // load finds where the store ends; it reads one chunk and a few keys.
@@ -232,7 +232,7 @@ func (w *writer) begin(pb *pdb.Batch) {
 	w.repeats = false
 	clear(w.inBatch)
 	w.rewritten = nil
-	w.sync, w.failed, w.retainedWas, w.lost, w.deleted = false, nil, w.retained, 0, 0
+	w.sync, w.failed, w.retainedWas, w.lost, w.deleted = false, nil, w.retained, 0, deletions{}
 }
 
 // end lets go of what the batch referred to; ok is false when it was not applied.
