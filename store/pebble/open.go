@@ -73,10 +73,11 @@ type Store struct {
 	durable atomic.Uint64 // last lsn that readers may see
 	lastID  atomic.Int64  // greatest durable id
 
-	mu      sync.Mutex // guards w and what follows
-	w       writer
-	deleted deletions // since the tables were compacted
-	tidying bool
+	mu       sync.Mutex // guards w and what follows
+	w        writer
+	deleted  deletions // since the tables were compacted
+	tidying  bool
+	tidyRest time.Time // until then they are not
 
 	life   sync.RWMutex // shared by calls, exclusive for Close; guards closed
 	closed bool

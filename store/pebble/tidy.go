@@ -22,14 +22,15 @@ func (d *deletions) note(table byte) {
 	}
 }
 
-// tidy has the tables compacted that a batch has deleted from, when enough has come together. mu is held.
+// tidy has the tables compacted that a batch has deleted from, when enough has come together: one at a time, with rests
+// like those of Maintain's jobs. mu is held.
 func (s *Store) tidy(batch *deletions) {
 	due := false
 	for i, n := range batch {
 		s.deleted[i] += n
 		due = due || s.deleted[i] >= tidyAfter
 	}
-	if !due || s.tidying {
+	if !due || s.tidying || time.Now().Before(s.tidyRest) {
 		return
 	}
 	s.tidying = true
@@ -43,28 +44,23 @@ func (s *Store) tidy(batch *deletions) {
 	s.done.Go(func() { s.compact(tables) }) // a call is under way, which Close waits for
 }
 
-// compact compacts tables, and rests afterwards like Maintain's jobs: it costs no more than they do.
 func (s *Store) compact(tables []byte) {
 	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
+	defer cancel()
+	s.done.Go(func() {
 		select {
 		case <-s.stop:
+			cancel()
 		case <-ctx.Done():
 		}
-		cancel()
-	}()
-	defer cancel()
+	})
 	start := time.Now()
 	for _, table := range tables {
 		if err := s.db.Compact(ctx, []byte{table}, []byte{table + 1}, false); err != nil {
 			s.log.Debug("store.pebble: not tidied", "table", string(table), "error", err)
 		}
 	}
-	select {
-	case <-s.stop:
-	case <-time.After(passRest * time.Since(start)):
-	}
 	s.mu.Lock()
-	s.tidying = false
+	s.tidying, s.tidyRest = false, time.Now().Add(passRest*time.Since(start))
 	s.mu.Unlock()
 }
