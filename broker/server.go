@@ -3,11 +3,13 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"path/filepath"
 	"sync"
@@ -182,6 +184,7 @@ func (s *Server) openBroker() error {
 	s.topics = topics.New(s.mqtt, topics.Options{
 		Registry: reg, Store: s.topicCommits, Allow: s.acl.Allowed, System: s.systemTopics(), Metrics: s.metrics, Log: s.log,
 		RefuseWhenFull: s.cfg.Sessions.Overflow == config.OverflowRefuse,
+		QueueMessages:  cmp.Or(s.cfg.Sessions.MaxQueued, math.MaxInt),
 	})
 	reg.Exclusive()
 	lim := limit.New(limit.Options{

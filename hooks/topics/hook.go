@@ -51,7 +51,7 @@ type Options struct {
 	Allow func(cl *mqtt.Client, topic string, write bool) bool
 
 	// Of sessions that end with their connection:
-	QueueMessages int // messages that wait for room; default 1000
+	QueueMessages int // messages that wait for room; default 10,000
 	QueueBytes    int // their size; default 4 MiB. Also what is sent and not acknowledged in a durable session
 	// RefuseWhenFull refuses a message at QoS 1 or 2 that one of its subscribers has no room for; otherwise the oldest of
 	// what waits is dropped.
@@ -133,7 +133,7 @@ func New(server *mqtt.Server, o Options) *Hook {
 			*p = v
 		}
 	}
-	def(&o.QueueMessages, 1000)
+	def(&o.QueueMessages, 10_000)
 	def(&o.QueueBytes, 4<<20)
 	if o.Log == nil {
 		o.Log = slog.Default()
