@@ -164,11 +164,6 @@ var crossings = []crossing{
 			pk := x.receive(c, q, "message 1")[0]
 			equal(t, "packet id", pk.PacketID, list[1].PacketID)
 			equal(t, "DUP", pk.FixedHeader.Dup, true)
-			for _, got := range c.Got() {
-				if got.FixedHeader.Type == packets.Pubrel && got.PacketID == list[3].PacketID {
-					pubcomp(c, got.PacketID) // the server may not have had time to write down that it is through
-				}
-			}
 			for _, i := range []int{0, 2} {
 				pubcomp(c, list[i].PacketID)
 			}
@@ -181,7 +176,8 @@ var crossings = []crossing{
 			c := x.session("sub", true)
 			x.nothing(c)
 			for _, got := range c.Got() {
-				if got.FixedHeader.Type == packets.Pubrel {
+				// The server may not have had time to write down that the last one is through, and may ask again.
+				if got.FixedHeader.Type == packets.Pubrel && got.PacketID != list[3].PacketID {
 					t.Errorf("PUBREL %d again", got.PacketID)
 				}
 			}
