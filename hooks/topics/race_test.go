@@ -354,6 +354,15 @@ func TestDroppedBehindASlowSubscriber(t *testing.T) {
 		pub.publish("t", "next", qos)
 		sub.ack(sub.message("next"))
 		r.until("all to be acknowledged", func() bool { return r.unacknowledged("sub") == 0 })
+		// No packet id is kept for what was dropped.
+		c := r.session("sub").conn
+		for i, last := 0, c.Reserve(); i < 1<<16-2; i++ {
+			if id := c.Reserve(); id != last%(1<<16-1)+1 {
+				t.Fatalf("QoS %d: packet id %d after %d", qos, id, last)
+			} else {
+				last = id
+			}
+		}
 		if got := r.counts.drops(dropMessages); got < n-2*windowMessages-20 {
 			t.Errorf("QoS %d: %d dropped, want most of %d", qos, got, n)
 		}
