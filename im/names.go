@@ -39,7 +39,7 @@ func ParseAddress(user, addr string) (store.Conv, *Error) {
 	case kind == "u":
 		return store.Direct(user, name), nil
 	case kind == "g":
-		return store.Group(name), nil
+		return store.GroupConv(name), nil
 	}
 	return "", errorf(BadRequest, "%q is not an address: want u/{user} or g/{group}", clip(addr))
 }

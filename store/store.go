@@ -53,8 +53,8 @@ func Direct(a, b string) Conv {
 	return Conv("u/" + a + "/" + b)
 }
 
-// Group is the conversation of a group.
-func Group(id string) Conv { return Conv("g/" + id) }
+// GroupConv is the conversation of a group.
+func GroupConv(id string) Conv { return Conv("g/" + id) }
 
 // Users are the two participants of a direct conversation in order; ok is false for a group.
 func (c Conv) Users() (a, b string, ok bool) {
@@ -77,6 +77,9 @@ func (c Conv) Peer(user string) string {
 	}
 	return ""
 }
+
+// Group is the id of the conversation's group; ok is false for a direct conversation.
+func (c Conv) Group() (id string, ok bool) { return strings.CutPrefix(string(c), "g/") }
 
 // Address is the conversation as user addresses it: "u/{peer}" or "g/{group}".
 func (c Conv) Address(user string) string {
@@ -121,16 +124,22 @@ type Send struct {
 	Message
 	// Hash identifies body and addressee for the conflict check on Cid.
 	Hash uint64
-	// Inboxes are the users whose inboxes get an entry, each at most once; Commit sets Seq.
+	// Inboxes are the users whose inboxes get an entry, each at most once; Commit sets Seq. For a message to a group
+	// Commit sets them too: the members at that moment, From included, and who leaves with it; none where the group is
+	// large.
 	Inboxes []InboxRef
+	// Change is what the message does to its group; nil: nothing. The group of a message without one must exist and
+	// From be a member.
+	Change *Change
 	// Inbound is noted with it, and with a duplicate, unless it is refused; nil: nothing is.
 	Inbound *Inbound
 
 	// Dup is set by Commit when (From, Cid) is stored already with the same Hash: Conv, Cseq, ID and TS are then
 	// the first message's and nothing was stored. Two Sends in one batch may be duplicates of each other.
 	Dup bool
-	// Err is set by Commit to ErrConflict when (From, Cid) is stored with another Hash. It concerns this Send
-	// alone; the rest of the batch is committed.
+	// Err is set by Commit to ErrConflict when (From, Cid) is stored with another Hash, to ErrNotFound when the group does
+	// not exist or has ended, to ErrNotMember and to ErrChanged. It concerns this Send alone; the rest of the batch is
+	// committed.
 	Err error
 }
 
@@ -149,13 +158,15 @@ type Batch struct {
 	Recalls   []*Recall
 	Deletes   []Delete
 	Blocks    []Block
-	Users     []User   // whole records
-	Devices   []Device // whole records
-	Removed   []DeviceKey
+	Users     []User      // whole records
+	Devices   []Device    // whole records
+	Removed   []DeviceKey // with their Cursors
+	Cursors   []Cursor    // forward only
+	Notices   []Notice
 	TopicBatch
 
 	// Lazy says that losing this batch in a crash costs repeated work, not messages (cursors, watermarks): the
-	// driver need not sync. A Lazy batch has no Sends, Recalls, Deletes, Blocks or Publishes into queues.
+	// driver need not sync. A Lazy batch has no Sends, Recalls, Deletes, Blocks, Notices or Publishes into queues.
 	Lazy bool
 }
 
@@ -174,7 +185,8 @@ type Recall struct {
 	Err  error // set by Commit: ErrNotFound when there is no such message; recalling twice is no error
 }
 
-// Delete hides messages from one user. Numbers that do not exist are ignored.
+// Delete hides messages from one user. Numbers that do not exist, and those of a group's messages that the user was not
+// there for, are ignored.
 type Delete struct {
 	User  string
 	Conv  Conv
@@ -218,22 +230,21 @@ type Entry struct {
 	*Message
 }
 
-// Range selects from a conversation's log by cseq. With After set (or both zero and Before zero means newest):
-// After > 0 or Forward: the first Limit messages with cseq > After, ascending.
-// Otherwise: the last Limit messages with cseq < Before (0: from the head), still returned ascending.
+// Range selects from the messages of a conversation's log with After < cseq < Before (0: no bound) the last Limit or,
+// Forward, the first. They are returned ascending either way.
 type Range struct {
-	Before, After uint64
-	Forward       bool // read upwards from After, even if After is 0
-	Limit         int  // > 0
+	After, Before uint64
+	Forward       bool
+	Limit         int // > 0
 }
 
 // Conversation is a conversation as one user sees it.
 type Conversation struct {
 	Conv      Conv
-	Head      uint64 // highest durable cseq
+	Head      uint64 // highest durable cseq; of a group, the highest that the user was there for
 	Read      uint64 // this user's read watermark
 	Delivered uint64 // this user's delivered watermark
-	Unread    uint64 // messages after Read that others sent and that are neither recalled nor deleted by the user
+	Unread    uint64 // messages after Read that others sent, that the user was there for, and that are neither recalled nor deleted by the user
 	PeerRead  uint64 // direct conversations: the peer's watermarks
 	PeerDeliv uint64
 	Last      *Message // newest message that the user has not deleted among the last few; nil if none
@@ -309,6 +320,7 @@ type Store interface {
 	Log
 	Inboxes
 	Conversations
+	Groups
 	Users
 	Topics
 

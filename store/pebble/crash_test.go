@@ -36,7 +36,7 @@ func (w *traffic) batch(size int) []*store.Send {
 		m.Conv = store.Direct(m.From, peer)
 		m.Inboxes = []store.InboxRef{{User: m.From}, {User: peer}}
 		if w.n%7 == 0 {
-			m.Conv = store.Group("all")
+			m.Conv = store.GroupConv("all")
 		}
 		out = append(out, m)
 	}

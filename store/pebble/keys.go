@@ -23,6 +23,9 @@ const (
 	tabDevice  = 'd'
 	tabUser    = 'u'
 	tabMeta    = 'm'
+	tabGroups  = 'G'
+	tabMember  = 'M'
+	tabCursor  = 'z'
 
 	tabPubs     = 'p' // ordinary topics: see the second list
 	tabPubRef   = 'f'
@@ -61,6 +64,25 @@ func keyPair(dst []byte, table byte, name, second string) []byte {
 func keyFloor(dst []byte, user string) []byte { return append(append(dst, tabFloor), user...) }
 
 func keyUser(dst []byte, user string) []byte { return append(append(dst, tabUser), user...) }
+
+func keyGroup(dst []byte, id string) []byte { return append(append(dst, tabGroups), id...) }
+
+// keyCursors is the start of a device's cursors in large groups.
+func keyCursors(dst []byte, k store.DeviceKey) []byte {
+	return append(keyPair(dst, tabCursor, k.User, k.Device), 0)
+}
+
+func keyCursor(dst []byte, k store.DeviceKey, conv string) []byte {
+	return append(keyCursors(dst, k), conv...)
+}
+
+// keyView has the group before the user, so that the watermarks of a group's members lie together.
+func keyView(dst []byte, user string, conv store.Conv) []byte {
+	if _, group := conv.Group(); group {
+		return keyPair(dst, tabView, string(conv), user)
+	}
+	return keyPair(dst, tabView, user, string(conv))
+}
 
 func keyMeta(name string) []byte { return append([]byte{tabMeta}, name...) }
 

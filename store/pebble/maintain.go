@@ -1,6 +1,7 @@
 package pebble
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -156,6 +157,10 @@ func (s *Store) endSessions(pos []byte, now int64) (next []byte, err error) {
 			continue
 		}
 		if err := b.Delete(k, nil); err != nil {
+			return nil, err
+		}
+		user, device, _ := bytes.Cut(k[1:], []byte{0})
+		if err := s.dropCursors(b, store.DeviceKey{User: string(user), Device: string(device)}); err != nil {
 			return nil, err
 		}
 	}

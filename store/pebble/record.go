@@ -145,7 +145,7 @@ func (s *Store) floor(user string) (floor, error) {
 }
 
 func (s *Store) view(user string, conv store.Conv) (view, error) {
-	v, err := s.get(keyPair(nil, tabView, user, string(conv)))
+	v, err := s.get(keyView(nil, user, conv))
 	if v == nil || err != nil {
 		return view{}, err
 	}

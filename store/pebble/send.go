@@ -16,6 +16,12 @@ func (w *writer) send(i int, m *store.Send) error {
 	if err != nil {
 		return err
 	}
+	var g *groupHead
+	if !c.direct {
+		if g, err = w.admit(m); err != nil || m.Err != nil {
+			return err
+		}
+	}
 	id := w.s.opts.IDs.Next(max(w.lastID, c.lastID))
 	if id <= w.lastID || id <= c.lastID {
 		return fmt.Errorf("store.pebble: id generator gave %d after %d", id, max(w.lastID, c.lastID))
@@ -28,6 +34,11 @@ func (w *writer) send(i int, m *store.Send) error {
 	ch.bytes += len(m.Body)
 	c.cseq, c.lastID = m.Cseq, id
 	c.count(ch, m.From)
+	if g != nil {
+		if err := w.address(g, m); err != nil {
+			return err
+		}
+	}
 	for i := range m.Inboxes {
 		h, err := w.member(c, i, m.Inboxes[i].User)
 		if err != nil {
@@ -95,11 +106,6 @@ func (w *writer) member(c *convHead, i int, user string) (*inboxHead, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !c.direct {
-		if err := w.join(user, c.conv); err != nil {
-			return nil, err
-		}
-	}
 	if i == len(c.members) {
 		c.members = append(c.members, member{h.user, h})
 	}
@@ -131,14 +137,11 @@ func (h *inboxHead) closeRun() {
 	}
 }
 
-// countOwn counts a group message for its sender, whose list it also belongs in.
+// countOwn counts a group message for its sender.
 func (w *writer) countOwn(c *convHead, m *store.Send) error {
 	if c.own == nil || c.sender != m.From {
 		v, err := w.view(m.From, c.conv)
 		if err != nil {
-			return err
-		}
-		if err := w.join(m.From, c.conv); err != nil {
 			return err
 		}
 		c.own, c.sender = v, m.From
@@ -174,7 +177,7 @@ func (w *writer) flush() error {
 	}
 	for _, v := range w.dirty {
 		v.dirty = false
-		w.key = keyPair(w.key[:0], tabView, v.key.user, string(v.key.conv))
+		w.key = keyView(w.key[:0], v.key.user, v.key.conv)
 		w.val = v.append(w.val[:0])
 		if err := w.pb.Set(w.key, w.val, nil); err != nil {
 			return err

@@ -232,8 +232,11 @@ func (w *writer) records(b *store.Batch) error {
 		if err := w.put(true, nil); err != nil {
 			return err
 		}
+		if err := w.s.dropCursors(w.pb, k); err != nil {
+			return err
+		}
 	}
-	return nil
+	return w.cursors(b.Cursors)
 }
 
 func (w *writer) put(remove bool, value []byte) error {

@@ -9,9 +9,12 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// generation is how many entries each half of a cache holds. An entry is some 200 bytes: six caches of two halves are
-// bounded by about 150 MiB, and by far less when few users are active.
+// generation is how many entries each half of a cache holds. An entry is some 200 bytes: the caches are bounded by
+// about 200 MiB, and by far less when few users are active; groups, which know their members, have a bound of their own.
 const generation = 1 << 16
+
+// namedMembers is how many members of small groups are kept by name in each half of their cache: some 15 MiB.
+const namedMembers = 1 << 18
 
 // cache holds what was used lately: entries move from old to young when they are used, and old is dropped when
 // young is full. Entries are dropped between batches only (see settle): within a batch, pointers stay the only ones.
@@ -118,7 +121,9 @@ type writer struct {
 	inboxes cache[string, *inboxHead]
 	views   cache[viewKey, *viewEntry]
 	senders cache[string, *sender]
-	groups  cache[viewKey, struct{}] // (user, group) known to be in tabGroup
+	groups  cache[string, *groupHead]
+	named   int                           // members in groups' young half
+	members cache[viewKey, *store.Member] // who is not looked up in a groupHead
 	queues  cache[string, *queueHead]
 	pubRefs map[uint64]int // references to publications that this process has stored; not of all of them
 
@@ -275,13 +280,19 @@ func (w *writer) end(ok bool) {
 		w.inboxes.reset()
 		w.views.reset()
 		w.groups.reset()
+		w.named = 0
+		w.members.reset()
 		w.senders.reset()
 		return
 	}
 	w.convs.settle()
 	w.inboxes.settle()
 	w.views.settle()
+	if w.named >= namedMembers {
+		w.groups.young, w.groups.old, w.named = nil, w.groups.young, 0
+	}
 	w.groups.settle()
+	w.members.settle()
 	w.senders.settle()
 	w.queues.settle()
 }
@@ -364,22 +375,4 @@ func (w *writer) touch(v *viewEntry) {
 		v.dirty = true
 		w.dirty = append(w.dirty, v)
 	}
-}
-
-// join notes once and for all that a group belongs in a user's list.
-func (w *writer) join(user string, conv store.Conv) error {
-	k := viewKey{user, conv}
-	if _, ok := w.groups.get(k); ok {
-		return nil
-	}
-	w.key = keyPair(w.key[:0], tabGroup, user, string(conv))
-	v, err := w.s.get(w.key)
-	if err != nil {
-		return err
-	}
-	w.groups.put(k, struct{}{})
-	if v != nil {
-		return nil
-	}
-	return w.pb.Set(w.key, nil, nil)
 }

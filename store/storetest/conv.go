@@ -39,7 +39,7 @@ func testHistoryPaging(_ *testing.T, e *env) {
 	} {
 		e.equal(fmt.Sprintf("%+v", c.r), e.history("ann", ab, c.r), want[c.from-1:max(c.to, c.from-1)])
 	}
-	e.equal("unknown conversation", e.history("ann", store.Group("no"), R{Limit: 3}), []*store.Message(nil))
+	e.equal("unknown conversation", e.history("ann", store.GroupConv("no"), R{Limit: 3}), []*store.Message(nil))
 	e.commit(&store.Batch{Deletes: []store.Delete{{User: "ann", Conv: ab, Cseqs: count(20, 40)}}})
 	e.equal("around a hole", cseqs(e.history("ann", ab, R{Before: 43, Limit: 5})), []uint64{17, 18, 19, 41, 42})
 	e.equal("around a hole", cseqs(e.history("ann", ab, R{After: 17, Limit: 4})), []uint64{18, 19, 41, 42})
@@ -140,7 +140,7 @@ func testMessage(t *testing.T, e *env) {
 			t.Errorf("cseq %d: got %v, want %v", cseq, err, store.ErrNotFound)
 		}
 	}
-	if _, err := e.st.Message(ctx, store.Group("no"), 1); !errors.Is(err, store.ErrNotFound) {
+	if _, err := e.st.Message(ctx, store.GroupConv("no"), 1); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("unknown conversation: got %v, want %v", err, store.ErrNotFound)
 	}
 }
@@ -150,7 +150,7 @@ func testRecall(t *testing.T, e *env) {
 	all := e.sendN(10, 5, func(int) *store.Send { return e.direct("ann", "bob") })
 	ab := all[0].Conv
 	r := []*store.Recall{{Conv: ab, Cseq: 3}, {Conv: ab, Cseq: 4}, {Conv: ab, Cseq: 11}, {Conv: ab, Cseq: 0},
-		{Conv: store.Group("no"), Cseq: 1}}
+		{Conv: store.GroupConv("no"), Cseq: 1}}
 	e.commit(&store.Batch{Recalls: r})
 	for i, want := range []error{nil, nil, store.ErrNotFound, store.ErrNotFound, store.ErrNotFound} {
 		if !errors.Is(r[i].Err, want) {
@@ -268,7 +268,7 @@ func testUnreadDirect(_ *testing.T, e *env) {
 
 func testUnreadGroup(_ *testing.T, e *env) {
 	e.start(store.Retention{})
-	g := store.Group("g")
+	g := store.GroupConv("g")
 	users := []string{"ann", "bob", "cyd"}
 	e.sendN(30, 4, func(i int) *store.Send { return e.msg(g, users[i%3], users[(i+1)%3], users[(i+2)%3]) })
 	for _, u := range users {
@@ -362,7 +362,7 @@ func testList(t *testing.T, e *env) {
 	step := func(i int) *store.Send {
 		switch {
 		case i%5 == 0:
-			return touch(e.msg(store.Group(fmt.Sprint("g", i%3)), "bob", "ann"))
+			return touch(e.msg(store.GroupConv(fmt.Sprint("g", i%3)), "bob", "ann"))
 		case i == 7:
 			return touch(e.direct("ann", "ann"))
 		case i%2 == 0:

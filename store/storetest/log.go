@@ -13,7 +13,7 @@ import (
 
 func testNumbering(t *testing.T, e *env) {
 	e.start(store.Retention{})
-	g := store.Group("g1")
+	g := store.GroupConv("g1")
 	var last int64
 	cseq := map[store.Conv]uint64{}
 	seq := map[string]uint64{}
@@ -80,7 +80,7 @@ func testNumberingConcurrent(t *testing.T, e *env) {
 				for i := range per {
 					batch.Sends = append(batch.Sends, &store.Send{
 						Message: store.Message{
-							Conv: store.Group("g"), From: fmt.Sprint("u", w), Type: "text", TS: time.Now().UnixMilli(),
+							Conv: store.GroupConv("g"), From: fmt.Sprint("u", w), Type: "text", TS: time.Now().UnixMilli(),
 							Cid: fmt.Sprint(b, "-", i), Body: fmt.Append(nil, w, b, i),
 						},
 						Inboxes: []store.InboxRef{{User: "all"}, {User: fmt.Sprint("u", w)}},
@@ -105,7 +105,7 @@ func testNumberingConcurrent(t *testing.T, e *env) {
 		})
 	}
 	wg.Wait()
-	list := e.history("all", store.Group("g"), store.Range{Forward: true, Limit: 10_000})
+	list := e.history("all", store.GroupConv("g"), store.Range{Forward: true, Limit: 10_000})
 	e.equal("history", cseqs(list), count(1, workers*batches*per))
 	for i, m := range list {
 		if i > 0 && m.ID <= list[i-1].ID {
@@ -247,7 +247,7 @@ func testDupSameBatch(t *testing.T, e *env) {
 func testDupOtherBatch(t *testing.T, e *env) {
 	e.start(store.Retention{Dedupe: time.Hour})
 	a := withCid(e.direct("ann", "bob"), "c1", 1)
-	g := withCid(e.msg(store.Group("g"), "ann", "bob"), "c2", 2)
+	g := withCid(e.msg(store.GroupConv("g"), "ann", "bob"), "c2", 2)
 	self := withCid(e.direct("ann", "ann"), "c3", 3)
 	e.send(a, g, self)
 	for range 3 {

@@ -80,7 +80,7 @@ func (m *model) pick() string { return people[m.rng.IntN(len(people))] }
 
 func (m *model) anyConv() store.Conv {
 	if m.rng.IntN(3) == 0 {
-		return store.Group(fmt.Sprint("g", m.rng.IntN(2)))
+		return store.GroupConv(fmt.Sprint("g", m.rng.IntN(2)))
 	}
 	return store.Direct(m.pick(), m.pick())
 }
