@@ -3,6 +3,7 @@ package pebble
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"math"
 	"slices"
 	"strings"
@@ -155,6 +156,40 @@ func (w *writer) findCid(it *pdb.Iterator, bucket uint64, l cidLookup, ts, windo
 type cidFound struct {
 	cidRecord
 	ok bool
+}
+
+// Sent finds what a cid stands for, as a Commit of now would, but what is not durable yet is not known.
+func (s *Store) Sent(ctx context.Context, from, cid string) (m store.Message, hash uint64, ok bool, err error) {
+	if err := s.enter(ctx); err != nil {
+		return m, 0, false, err
+	}
+	defer s.life.RUnlock()
+	if cid == "" {
+		return m, 0, false, nil
+	}
+	durable := s.lastID.Load()
+	buckets, err := s.loadBuckets()
+	if err != nil {
+		return m, 0, false, err
+	}
+	window := s.opts.Retention.Dedupe.Milliseconds()
+	for _, b := range slices.Backward(buckets) {
+		v, err := s.get(keyCid(nil, b, from, cid))
+		if err != nil {
+			return m, 0, false, err
+		}
+		if v == nil {
+			continue
+		}
+		r, ok := decodeCid(v, from)
+		if !ok {
+			return m, 0, false, s.corrupt("record of a cid of %q", from)
+		}
+		if r.id <= durable && (window == 0 || time.Now().UnixMilli()-r.ts < window) {
+			return store.Message{Conv: r.conv, Cseq: r.cseq, ID: r.id, TS: r.ts}, r.hash, true, nil
+		}
+	}
+	return m, 0, false, nil
 }
 
 // resolve looks whether the cid of m, the i-th Send, stands for a message already; then m is filled in and nothing

@@ -149,13 +149,10 @@ func decodeCid(value []byte, from string) (r cidRecord, ok bool) {
 type view struct {
 	read, delivered uint64
 	deleted         uint64 // deletion marks ever set; 0 saves readers the look
-	own             uint64 // groups: the user's own messages, up to cseq lastOwn, and those of them <= read
-	lastOwn         uint64
-	ownRead         uint64
 }
 
 func (v *view) append(dst []byte) []byte {
-	for _, n := range [...]uint64{v.read, v.delivered, v.deleted, v.own, v.lastOwn, v.ownRead} {
+	for _, n := range [...]uint64{v.read, v.delivered, v.deleted} {
 		dst = appendUvarint(dst, n)
 	}
 	return dst
@@ -163,10 +160,7 @@ func (v *view) append(dst []byte) []byte {
 
 func decodeView(value []byte) (v view, ok bool) {
 	d := decoder{b: value}
-	v = view{
-		read: d.uvarint(), delivered: d.uvarint(), deleted: d.uvarint(),
-		own: d.uvarint(), lastOwn: d.uvarint(), ownRead: d.uvarint(),
-	}
+	v = view{read: d.uvarint(), delivered: d.uvarint(), deleted: d.uvarint()}
 	return v, !d.bad
 }
 

@@ -22,7 +22,7 @@ func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
 		return err
 	}
 	pb := s.db.NewBatch()
-	lazy := b.Lazy && len(b.Sends)+len(b.Recalls)+len(b.Deletes)+len(b.Blocks) == 0
+	lazy := b.Lazy && len(b.Sends)+len(b.Recalls)+len(b.Deletes)+len(b.Blocks)+len(b.Notices) == 0
 	wait, end, err := s.apply(pb, lazy, func(w *writer) error { return w.build(b) })
 	if err != nil {
 		return err // the batch is not reused: after an error Pebble may still hold it
@@ -103,6 +103,7 @@ func (s *Store) apply(pb *pdb.Batch, lazy bool, build func(*writer) error) (wait
 		return false, end, s.wrap(err, "apply a batch")
 	}
 	applied = true
+	s.latest.move(w.touched)
 	s.tidy(&w.deleted)
 	if w.lsn != lsn {
 		end = position{w.lsn, w.lastID}
@@ -134,6 +135,9 @@ func (w *writer) build(b *store.Batch) error {
 		}
 	}
 	if err := w.records(b); err != nil {
+		return err
+	}
+	if err := w.notices(b.Notices); err != nil {
 		return err
 	}
 	if err := w.findCids(b.Sends); err != nil {

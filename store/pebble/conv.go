@@ -82,11 +82,19 @@ func (s *Store) History(ctx context.Context, user string, conv store.Conv, r sto
 		return nil, err
 	}
 	defer it.Close()
-	h := history{s: s, it: it, user: user, conv: conv, limit: r.Limit, hidden: v.deleted > 0, durable: s.durable.Load()}
-	if r.After > 0 || r.Forward {
-		err = h.forward(r.After)
-	} else {
-		err = h.backward(r.Before)
+	h := history{
+		s: s, it: it, user: user, conv: conv, limit: r.Limit, hidden: v.deleted > 0, durable: s.durable.Load(),
+		after: r.After, before: r.Before,
+	}
+	if h.before == 0 {
+		h.before = ^uint64(0)
+	}
+	switch {
+	case h.after >= h.before-1:
+	case r.Forward:
+		err = h.forward()
+	default:
+		err = h.backward()
 	}
 	if err != nil {
 		return nil, err
@@ -100,6 +108,8 @@ type history struct {
 	it      *pdb.Iterator
 	user    string
 	conv    store.Conv
+	after   uint64 // after < cseq < before, of which there are some
+	before  uint64
 	limit   int
 	hidden  bool // the user has deleted some
 	durable uint64
@@ -116,11 +126,8 @@ func (h *history) take(ms []*store.Message) {
 	}
 }
 
-func (h *history) forward(after uint64) error {
-	if after == ^uint64(0) {
-		return nil
-	}
-	ok := h.it.SeekLT(keyNum(nil, tabChunk, string(h.conv), max(after+2, after)))
+func (h *history) forward() error {
+	ok := h.it.SeekLT(keyNum(nil, tabChunk, string(h.conv), h.after+2))
 	if !ok {
 		ok = h.it.First()
 	}
@@ -129,14 +136,13 @@ func (h *history) forward(after uint64) error {
 		if err != nil {
 			return err
 		}
-		if r.lsn > h.durable {
+		if r.lsn > h.durable || r.first >= h.before {
 			return nil
 		}
-		from := max(r.first, after+1)
-		if from > r.last() {
+		from, to := max(r.first, h.after+1), min(r.last(), h.before-1)
+		if from > to {
 			continue
 		}
-		to := r.last()
 		if !h.hidden {
 			to = min(to, from+uint64(h.limit-len(h.out))-1)
 		}
@@ -149,11 +155,8 @@ func (h *history) forward(after uint64) error {
 	return nil
 }
 
-func (h *history) backward(before uint64) error {
-	if before == 0 {
-		before = ^uint64(0)
-	}
-	ok := h.it.SeekLT(keyNum(nil, tabChunk, string(h.conv), before))
+func (h *history) backward() error {
+	ok := h.it.SeekLT(keyNum(nil, tabChunk, string(h.conv), h.before))
 	for ; ok && !h.full(); ok = h.it.Prev() {
 		r, err := h.s.iterRef(h.it, h.conv)
 		if err != nil {
@@ -162,7 +165,10 @@ func (h *history) backward(before uint64) error {
 		if r.lsn > h.durable {
 			continue
 		}
-		from, to := r.first, min(r.last(), before-1)
+		from, to := max(r.first, h.after+1), min(r.last(), h.before-1)
+		if from > to {
+			break
+		}
 		missing := uint64(h.limit - len(h.out))
 		if !h.hidden && to-from+1 > missing {
 			from = to - missing + 1
@@ -218,15 +224,29 @@ func (s *Store) Conversation(ctx context.Context, user string, conv store.Conv) 
 
 func (s *Store) conversation(user string, conv store.Conv) (store.Conversation, error) {
 	out := store.Conversation{Conv: conv}
-	v, err := s.view(user, conv)
-	if err != nil {
-		return out, err
-	}
 	head, ok, err := s.lastRef(conv, s.durable.Load())
 	if !ok || err != nil {
 		return out, err
 	}
-	out.Head, out.Read, out.Delivered = head.last(), v.read, v.delivered
+	out.Head = head.last()
+	spans := []store.Span{{From: 1, To: out.Head}}
+	group, inGroup := conv.Group()
+	if inGroup { // looked at after the head, so that nothing is shown to one who has left before it
+		m, err := s.member(group, user)
+		if err != nil {
+			return out, err
+		}
+		spans = clip(m.Spans, 1, out.Head)
+		if len(spans) == 0 {
+			return store.Conversation{Conv: conv}, nil
+		}
+		out.Head = spans[len(spans)-1].To
+	}
+	v, err := s.view(user, conv)
+	if err != nil {
+		return out, err
+	}
+	out.Read, out.Delivered = v.read, v.delivered
 	if peer := conv.Peer(user); peer != "" {
 		p, err := s.view(peer, conv)
 		if err != nil {
@@ -234,23 +254,48 @@ func (s *Store) conversation(user string, conv store.Conv) (store.Conversation, 
 		}
 		out.PeerRead, out.PeerDeliv = p.read, p.delivered
 	}
-	if out.Unread, err = s.unread(user, conv, &head, &v); err != nil {
+	if out.Unread, err = s.unread(user, &head, spans, &out, v.deleted > 0); err != nil {
 		return out, err
 	}
-	out.Last, err = s.newest(user, conv, out.Head, v.deleted > 0)
+	out.Last, err = s.newest(user, conv, spans, v.deleted > 0)
 	return out, err
 }
 
-// newest is the newest message among the last few that the user has not deleted, nil if there is none.
-func (s *Store) newest(user string, conv store.Conv, head uint64, deleted bool) (*store.Message, error) {
+// clip is what of spans lies within from … to; none of the result is open.
+func clip(spans []store.Span, from, to uint64) []store.Span {
+	var out []store.Span
+	for _, x := range spans {
+		if x.To == 0 {
+			x.To = to
+		}
+		x.From, x.To = max(x.From, from), min(x.To, to)
+		if x.From <= x.To {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// newest is the newest message of spans, which are closed, that the user has not deleted: one of the last few before
+// their end, nil if there is none.
+func (s *Store) newest(user string, conv store.Conv, spans []store.Span, deleted bool) (*store.Message, error) {
+	head := spans[len(spans)-1].To
 	if deleted {
 		low := head - min(head, lastFew) + 1
 		gone, err := s.marks(user, conv, low, head)
 		if err != nil {
 			return nil, err
 		}
-		for i := len(gone) - 1; i >= 0 && gone[i] == head; i-- {
-			head--
+		m := store.Member{Spans: spans}
+		for ; head >= low; head-- {
+			n := len(gone)
+			hidden := n > 0 && gone[n-1] == head
+			if hidden {
+				gone = gone[:n-1]
+			}
+			if !hidden && m.Has(head) {
+				break
+			}
 		}
 		if head < low {
 			return nil, nil
@@ -263,18 +308,17 @@ func (s *Store) newest(user string, conv store.Conv, head uint64, deleted bool) 
 	return m, err
 }
 
-// unread counts the messages after the read watermark that others sent and that are neither recalled nor deleted.
-// Its cost does not depend on how many there are, but on how many of them were recalled or deleted.
-func (s *Store) unread(user string, conv store.Conv, head *chunkRef, v *view) (uint64, error) {
-	_, _, direct := conv.Users()
-	if v.read >= head.last() {
+// unread counts the messages of spans after the read watermark that others sent and that are neither recalled nor
+// deleted. Its cost does not depend on how many there are, but on how many of them were recalled or deleted.
+func (s *Store) unread(
+	user string, head *chunkRef, spans []store.Span, c *store.Conversation, deleted bool,
+) (uint64, error) {
+	if c.Read >= c.Head {
 		return 0, nil
 	}
-	var own uint64
-	var err error
-	read := v.read
+	read := c.Read
 	if s.opts.Retention.HistoryTTL > 0 {
-		first, ok, err := s.firstRef(conv)
+		first, ok, err := s.firstRef(c.Conv)
 		if err != nil {
 			return 0, err
 		}
@@ -282,20 +326,25 @@ func (s *Store) unread(user string, conv store.Conv, head *chunkRef, v *view) (u
 			read = max(read, first.first-1) // what retention has removed cannot be read any more
 		}
 	}
-	if direct {
-		own, err = s.ownDirect(user, conv, head, read)
+	spans = clip(spans, read+1, c.Head)
+	if len(spans) == 0 {
+		return 0, nil
+	}
+	var n, own uint64
+	for _, x := range spans {
+		n += x.To - x.From + 1
+	}
+	var err error
+	if _, inGroup := c.Conv.Group(); inGroup {
+		own, err = s.ownGroup(user, c.Conv, spans)
 	} else {
-		own, err = s.ownGroup(user, conv, head, v, read)
+		own, err = s.ownDirect(user, c.Conv, head, read)
 	}
 	if err != nil {
 		return 0, err
 	}
-	gone, err := s.goneAfter(user, conv, read, head.last(), v.deleted > 0)
-	if err != nil {
-		return 0, err
-	}
-	n := head.last() - read
-	return n - min(n, own+gone), nil
+	gone, err := s.goneIn(user, c.Conv, spans, deleted)
+	return n - min(n, own+gone), err
 }
 
 // ownDirect is how many of the messages read+1 … head of a direct conversation the user sent.
@@ -341,53 +390,28 @@ func (s *Store) ownDirect(user string, conv store.Conv, head *chunkRef, read uin
 	return total - before, nil
 }
 
-// ownGroup is how many of the messages read+1 … head of a group the user sent. v counts what is assigned; what is
-// not yet durable is taken off again.
-func (s *Store) ownGroup(user string, conv store.Conv, head *chunkRef, v *view, read uint64) (uint64, error) {
-	own := v.own - min(v.own, v.ownRead)
-	if own == 0 {
-		return 0, nil
-	}
-	if v.lastOwn > head.last() {
-		n, err := s.sentIn(user, conv, head.last()+1, v.lastOwn)
-		if err != nil {
-			return 0, err
-		}
-		own -= min(own, n)
-	}
-	if read > v.read {
-		n, err := s.sentIn(user, conv, read+1, head.last())
-		return n, err
-	}
-	return own, nil
-}
-
-// sentIn counts the user's messages in from … to, durable or not, by walking over them.
-func (s *Store) sentIn(user string, conv store.Conv, from, to uint64) (uint64, error) {
-	it, err := s.names(tabChunk, string(conv))
+// ownGroup is how many of the messages of spans the user sent to a group.
+func (s *Store) ownGroup(user string, conv store.Conv, spans []store.Span) (n uint64, err error) {
+	it, err := s.owns(user, conv)
 	if err != nil {
 		return 0, err
 	}
 	defer it.Close()
-	var n uint64
-	for ok := it.SeekLT(keyNum(nil, tabChunk, string(conv), from+1)) || it.First(); ok; ok = it.Next() {
-		r, err := s.iterRef(it, conv)
+	for _, x := range spans {
+		upTo, err := s.sentUpTo(it, user, conv, x.To)
 		if err != nil {
 			return 0, err
 		}
-		if r.first > to {
-			break
-		}
-		if r.last() < from {
+		if upTo == 0 {
 			continue
 		}
-		k, err := s.sentBy(user, conv, &r, max(from, r.first), min(to, r.last()))
+		before, err := s.sentUpTo(it, user, conv, x.From-1)
 		if err != nil {
 			return 0, err
 		}
-		n += k
+		n += upTo - before
 	}
-	return n, s.wrap(it.Error(), "chunks of %s", conv)
+	return n, nil
 }
 
 // sentBy counts the user's messages among from … to of a chunk.
@@ -413,41 +437,44 @@ func (s *Store) sentBy(user string, conv store.Conv, r *chunkRef, from, to uint6
 	return n, nil
 }
 
-// goneAfter counts the messages of others in read+1 … head that are recalled or that the user has deleted.
-func (s *Store) goneAfter(user string, conv store.Conv, read, head uint64, deleted bool) (n uint64, err error) {
+// goneIn counts the messages of others in spans that are recalled or that the user has deleted.
+func (s *Store) goneIn(user string, conv store.Conv, spans []store.Span, deleted bool) (n uint64, err error) {
 	it, err := s.names(tabRecall, string(conv))
 	if err != nil {
 		return 0, err
 	}
 	defer it.Close()
 	var recalled []uint64
-	for ok := it.SeekGE(keyNum(nil, tabRecall, string(conv), read+1)); ok && tail(it.Key()) <= head; ok = it.Next() {
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return 0, s.wrap(err, "recalls in %s", conv)
-		}
-		recalled = append(recalled, tail(it.Key()))
-		if string(v) != user {
-			n++
+	for _, x := range spans {
+		for ok := it.SeekGE(keyNum(nil, tabRecall, string(conv), x.From)); ok && tail(it.Key()) <= x.To; ok = it.Next() {
+			v, err := it.ValueAndErr()
+			if err != nil {
+				return 0, s.wrap(err, "recalls in %s", conv)
+			}
+			recalled = append(recalled, tail(it.Key()))
+			if string(v) != user {
+				n++
+			}
 		}
 	}
 	if err := it.Error(); err != nil || !deleted {
 		return n, s.wrap(err, "recalls in %s", conv)
 	}
-	x, err := s.db.NewIter(&pdb.IterOptions{
-		LowerBound: keyDeleted(nil, user, conv, read+1), UpperBound: append(keyDeleted(nil, user, conv, head), 0),
-	})
+	lower := keyDeletedConv(nil, user, conv)
+	x, err := s.db.NewIter(&pdb.IterOptions{LowerBound: lower, UpperBound: after(lower)})
 	if err != nil {
 		return 0, s.wrap(err, "deletions of %q", user)
 	}
 	defer x.Close()
-	for ok := x.First(); ok; ok = x.Next() {
-		v, err := x.ValueAndErr()
-		if err != nil {
-			return 0, s.wrap(err, "deletions of %q", user)
-		}
-		if _, twice := slices.BinarySearch(recalled, tail(x.Key())); !twice && string(v) == markOther {
-			n++
+	for _, p := range spans {
+		for ok := x.SeekGE(keyDeleted(nil, user, conv, p.From)); ok && tail(x.Key()) <= p.To; ok = x.Next() {
+			v, err := x.ValueAndErr()
+			if err != nil {
+				return 0, s.wrap(err, "deletions of %q", user)
+			}
+			if _, twice := slices.BinarySearch(recalled, tail(x.Key())); !twice && string(v) == markOther {
+				n++
+			}
 		}
 	}
 	return n, s.wrap(x.Error(), "deletions of %q", user)

@@ -12,9 +12,14 @@
 //	h user               → what trimming has removed, so that seq never starts again
 //	k bucket sender 0 n cid → what became of a cid of n bytes; a bucket is a stretch of time, dropped whole
 //	r user 0 ^id         → direct conversations by their newest id
-//	g user 0 conv        → the groups a user has had a message in
-//	v user 0 conv        → watermarks, and the user's own messages counted (groups)
+//	G group              → a group's record
+//	M group 0 user       → a member's record, with the spans it was there for; it stays when the member leaves
+//	g user 0 conv        → the groups a user is or was in; of those left, the id of the message that says so
+//	O conv 0 user 0 cseq → groups: what the user has in the chunk where cseq is the first of it, and how many before
+//	v user 0 conv        → watermarks; of a group v conv 0 user
 //	x user 0 conv 0 cseq → deleted by the user
+//	z user 0 device 0 conv → how far a device has read a large group
+//	N to 0 ts hash       → notices; the hash is of what they say
 //	b, d, u, m           → block lists, devices, users, the store itself
 //
 // Ordinary topics:
@@ -36,8 +41,9 @@
 // A batch that was applied but not yet synced can be read back from Pebble and be gone after a crash. So readers
 // compare the lsn of everything they find with durable, the last lsn known to be synced, and pass over what is
 // beyond. lsn is assigned and applied under one mutex and the write-ahead log is synced in its order, so "lsn <=
-// durable" is exact. Watermarks, deletions and the removal of a body are not clipped: they may show a moment early,
-// and a crash may bring the older state back.
+// durable" is exact. Watermarks, deletions, the removal of a body and notices are not clipped: they may show a moment
+// early, and a crash may bring the older state back. Nor are groups and their members, but what is read of a group's
+// log is.
 //
 // Damage is noticed by checksums, of Pebble's blocks and of chunks, and refused. One case is not: a flipped bit near
 // the end of the last write-ahead log, met while recovering from a crash, looks like a torn write, and what comes

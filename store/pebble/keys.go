@@ -26,6 +26,8 @@ const (
 	tabGroups  = 'G'
 	tabMember  = 'M'
 	tabCursor  = 'z'
+	tabOwn     = 'O'
+	tabNotice  = 'N'
 
 	tabPubs     = 'p' // ordinary topics: see the second list
 	tabPubRef   = 'f'
@@ -50,6 +52,8 @@ func keyName(dst []byte, table byte, name string) []byte {
 	dst = append(dst, name...)
 	return append(dst, 0)
 }
+
+func appendUint64(dst []byte, n uint64) []byte { return binary.BigEndian.AppendUint64(dst, n) }
 
 // keyNum is a number within a name: inbox entries, chunks, recalls, recency.
 func keyNum(dst []byte, table byte, name string, n uint64) []byte {

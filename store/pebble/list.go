@@ -1,18 +1,21 @@
 package pebble
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 
+	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
 )
 
 // ListConversations merges the recency index of direct conversations with the user's groups, which are looked up
-// and sorted at each call: its cost grows with the number of groups the user is in, not with that of messages. The
-// cursor is the id of the last message of the last conversation listed.
+// and sorted at each call: its cost grows with the number of groups the user is or was in, not with that of messages.
+// The cursor is the id of the newest message of the last conversation listed that the user was there for.
 func (s *Store) ListConversations(
 	ctx context.Context, user, cursor string, limit int,
 ) ([]store.Conversation, string, error) {
@@ -89,7 +92,8 @@ func (s *Store) directBelow(user string, below uint64, limit int) ([]recent, err
 	return out, s.wrap(it.Error(), "conversations of %q", user)
 }
 
-// groupsBelow lists all groups of the user whose newest id is below the given one, in no order.
+// groupsBelow lists all groups that the user is or was in and whose newest id for the user is below the given one, in no
+// order: of a group that the user has left it is the id of the message that says so.
 func (s *Store) groupsBelow(user string, below uint64) ([]recent, error) {
 	it, err := s.names(tabGroup, user)
 	if err != nil {
@@ -97,15 +101,126 @@ func (s *Store) groupsBelow(user string, below uint64) ([]recent, error) {
 	}
 	defer it.Close()
 	var out []recent
+	var current []store.Conv
 	for ok := it.First(); ok; ok = it.Next() {
-		conv := store.Conv(it.Key()[len(user)+2:])
-		r, ok, err := s.lastRef(conv, s.durable.Load())
+		m, left, err := s.iterMembership(it, user)
 		if err != nil {
 			return nil, err
 		}
-		if ok && uint64(r.lastID) < below {
-			out = append(out, recent{uint64(r.lastID), conv})
+		conv := store.GroupConv(m.Group)
+		if m.Current {
+			current = append(current, conv)
+		} else if uint64(left) < below {
+			out = append(out, recent{uint64(left), conv})
 		}
 	}
-	return out, s.wrap(it.Error(), "conversations of %q", user)
+	if err := it.Error(); err != nil {
+		return nil, s.wrap(err, "conversations of %q", user)
+	}
+	ids, err := s.newestIDs(current)
+	for i, id := range ids {
+		if id > 0 && uint64(id) < below {
+			out = append(out, recent{uint64(id), current[i]})
+		}
+	}
+	return out, err
+}
+
+// latest remembers where the newest messages of groups are that somebody has listed. Each group has one entry, which
+// readers make before they look and fill afterwards, and which the holder of Store.mu moves once a batch is applied: so
+// an entry that is filled never misses a message.
+type latest struct {
+	mu sync.Mutex
+	of cache[store.Conv, *latestMessage]
+}
+
+type latestMessage struct {
+	lsn uint64 // of its chunk, durable or not; 0: not filled
+	id  int64
+}
+
+func (m *latestMessage) set(lsn uint64, id int64) {
+	if lsn > m.lsn {
+		m.lsn, m.id = lsn, id
+	}
+}
+
+// move notes what a batch has appended.
+func (l *latest) move(heads []*convHead) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range heads {
+		if c.direct {
+			continue
+		}
+		if m, ok := l.of.get(c.conv); ok {
+			m.set(c.open.ref.lsn, c.lastID)
+		}
+	}
+}
+
+// look returns the entries of groups, and what they say: id 0 where they are not filled or not durable.
+func (l *latest) look(groups []store.Conv, durable uint64) (entries []*latestMessage, ids []int64) {
+	entries, ids = make([]*latestMessage, len(groups)), make([]int64, len(groups))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, c := range groups {
+		m, ok := l.of.get(c)
+		if !ok {
+			m = &latestMessage{}
+			l.of.put(c, m)
+		}
+		entries[i] = m
+		if m.lsn <= durable {
+			ids[i] = m.id
+		}
+	}
+	l.of.settle()
+	return entries, ids
+}
+
+// newestIDs are the ids of the newest durable messages of groups, 0 where there is none. groups are in order.
+func (s *Store) newestIDs(groups []store.Conv) ([]int64, error) {
+	durable := s.durable.Load()
+	entries, ids := s.latest.look(groups, durable)
+	if !slices.Contains(ids, 0) {
+		return ids, nil
+	}
+	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: []byte{tabChunk}, UpperBound: []byte{tabChunk + 1}})
+	if err != nil {
+		return nil, s.wrap(err, "newest messages of groups")
+	}
+	defer it.Close()
+	found := make([]uint64, len(groups)) // lsn of what no batch has come after
+	for i, conv := range groups {
+		if ids[i] != 0 {
+			continue
+		}
+		prefix := keyName(nil, tabChunk, string(conv))
+		last := true
+		for ok := it.SeekLT(after(prefix)); ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Prev() {
+			r, err := s.iterRef(it, conv)
+			if err != nil {
+				return nil, err
+			}
+			if r.lsn <= durable {
+				if ids[i] = r.lastID; last {
+					found[i] = r.lsn
+				}
+				break
+			}
+			last = false
+		}
+	}
+	if err := it.Error(); err != nil {
+		return nil, s.wrap(err, "newest messages of groups")
+	}
+	s.latest.mu.Lock()
+	defer s.latest.mu.Unlock()
+	for i, lsn := range found {
+		if lsn > 0 {
+			entries[i].set(lsn, ids[i])
+		}
+	}
+	return ids, nil
 }

@@ -16,7 +16,7 @@ const (
 	maintainInboxes = 256
 	maintainChunks  = 128
 	maintainDevices = 1024
-	maintainTopics  = 1024 // sessions, and retained messages
+	maintainTopics  = 1024 // values of each table that is looked at one by one: sessions, notices and so on
 )
 
 const (
@@ -53,11 +53,12 @@ func (j *job) step(run func(pos []byte) (next []byte, err error)) (more bool, er
 }
 
 // maintainer is where Maintain's jobs have come to.
-type maintainer struct{ inboxes, history, devices, sessions, retained job }
+type maintainer struct{ inboxes, history, marks, notices, devices, sessions, retained job }
 
-// Maintain drops cids that are past the window, inbox entries that retention or every cursor has passed, old
-// messages, sessions that have ended, and retained messages that have expired. Nothing of it is needed for reads to be exact, so it may be lazy, and what
-// a crash undoes is done again. It is not synced: in the write-ahead log it comes after what it follows from.
+// Maintain drops cids that are past the window, inbox entries that retention or every cursor has passed, old messages
+// and what was noted of them, old notices, sessions that have ended, and retained messages that have expired. Nothing
+// of it is needed for reads to be exact, so it may be lazy, and what a crash undoes is done again. It is not synced:
+// in the write-ahead log it comes after what it follows from.
 func (s *Store) Maintain(ctx context.Context, now time.Time) (more bool, err error) {
 	if err := s.enter(ctx); err != nil {
 		return false, err
@@ -77,14 +78,16 @@ func (s *Store) Maintain(ctx context.Context, now time.Time) (more bool, err err
 	inboxes, err2 := m.inboxes.step(func(pos []byte) ([]byte, error) { return s.trimInboxes(ctx, pos, ms) })
 	sessions, err4 := m.sessions.step(func(pos []byte) ([]byte, error) { return s.endTopicSessions(pos, ms) })
 	retained, err5 := m.retained.step(func(pos []byte) ([]byte, error) { return s.dropRetained(pos, ms) })
-	var history bool
-	var err3 error
+	notices, err6 := m.notices.step(func(pos []byte) ([]byte, error) { return s.dropNotices(pos, ms) })
+	var history, marks bool
+	var err3, err7 error
 	if ttl := s.opts.Retention.HistoryTTL; ttl > 0 {
 		cutoff := now.Add(-ttl).UnixMilli()
 		history, err3 = m.history.step(func(pos []byte) ([]byte, error) { return s.dropChunks(ctx, pos, cutoff) })
+		marks, err7 = m.marks.step(s.dropMarks)
 	}
-	more = devices || inboxes || history || sessions || retained
-	return more, errors.Join(err1, err2, err3, err4, err5)
+	more = devices || inboxes || history || marks || notices || sessions || retained
+	return more, errors.Join(err1, err2, err3, err4, err5, err6, err7)
 }
 
 // dropBuckets removes the buckets of cids that are too old to matter.
@@ -348,7 +351,9 @@ func (s *Store) dropChunks(ctx context.Context, pos []byte, cutoff int64) (next 
 // dropChunk removes one chunk and the marks on its messages; young says that it is not old enough, nor what follows.
 func (s *Store) dropChunk(b *pdb.Batch, key []byte, c *chunk, cutoff int64) (young bool, err error) {
 	conv := store.Conv(c.conv)
+	x, y, direct := conv.Users()
 	var recalled []uint64
+	firsts := map[string]uint64{} // groups: the first cseq of each sender, which has an entry of tabOwn
 	r := c.walk()
 	for i := range c.count {
 		if !r.next() {
@@ -360,6 +365,9 @@ func (s *Store) dropChunk(b *pdb.Batch, key []byte, c *chunk, cutoff int64) (you
 		if r.flags&metaRecalled != 0 {
 			recalled = append(recalled, c.first+uint64(i))
 		}
+		if _, ok := firsts[string(r.sender())]; !ok && !direct {
+			firsts[string(r.sender())] = c.first + uint64(i)
+		}
 	}
 	last, ok, err := s.lastRef(conv, ^uint64(0))
 	if err != nil || !ok || last.first <= c.first {
@@ -369,7 +377,11 @@ func (s *Store) dropChunk(b *pdb.Batch, key []byte, c *chunk, cutoff int64) (you
 	for _, n := range recalled {
 		keys = append(keys, keyNum(nil, tabRecall, string(conv), n))
 	}
-	if x, y, direct := conv.Users(); direct { // who deleted what in a group is not known here
+	if !direct { // dropMarks finds out who deleted what
+		for user, n := range firsts {
+			keys = append(keys, appendUint64(keyOwns(nil, conv, user), n))
+		}
+	} else {
 		for _, u := range []string{x, y} {
 			marks, err := s.marks(u, conv, c.first, c.first+uint64(c.count)-1)
 			if err != nil {
@@ -386,4 +398,48 @@ func (s *Store) dropChunk(b *pdb.Batch, key []byte, c *chunk, cutoff int64) (you
 		}
 	}
 	return false, nil
+}
+
+// dropMarks removes the deletion marks of group messages that retention has removed. Those of direct conversations go
+// with their messages.
+func (s *Store) dropMarks(pos []byte) (next []byte, err error) {
+	var at store.Conv
+	var first uint64 // that at still has
+	var failed error
+	keys, next, err := s.scan(tabDeleted, pos, func(key, _ []byte) bool {
+		_, rest, ok := bytes.Cut(key[1:], []byte{0})
+		if !ok || len(rest) < 9 {
+			failed = errors.Join(failed, s.corrupt("key %q", key))
+			return false
+		}
+		conv := store.Conv(rest[:len(rest)-9])
+		if _, inGroup := conv.Group(); !inGroup {
+			return false
+		}
+		if conv != at {
+			r, _, err := s.firstRef(conv)
+			if err != nil {
+				failed = errors.Join(failed, err)
+				return false
+			}
+			at, first = conv, r.first
+		}
+		return tail(key) < first
+	})
+	if err = errors.Join(err, failed); err != nil || len(keys) == 0 {
+		return next, err
+	}
+	return next, s.remove("deletions of old messages", keys)
+}
+
+// remove deletes keys, unsynced.
+func (s *Store) remove(what string, keys [][]byte) error {
+	return s.change("remove "+what, func(w *writer) error {
+		for _, k := range keys {
+			if err := w.pb.Delete(k, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

@@ -79,14 +79,14 @@ func (w *writer) admit(m *store.Send) (*groupHead, error) {
 	if err != nil {
 		return nil, err
 	}
+	if g.Ended != 0 || g.Version == 0 && m.Change == nil {
+		m.Err = store.ErrNotFound
+		return g, nil
+	}
 	if m.Change != nil {
 		if m.Change.Group.Version != g.Version {
 			m.Err = store.ErrChanged
 		}
-		return g, nil
-	}
-	if g.Version == 0 || g.Ended != 0 {
-		m.Err = store.ErrNotFound
 		return g, nil
 	}
 	present := false

@@ -82,6 +82,8 @@ type Store struct {
 	life   sync.RWMutex // shared by calls, exclusive for Close; guards closed
 	closed bool
 
+	latest latest // messages of groups
+
 	maintMu sync.Mutex // guards maint
 	maint   maintainer
 

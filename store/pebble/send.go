@@ -46,11 +46,6 @@ func (w *writer) send(i int, m *store.Send) error {
 		}
 		m.Inboxes[i].Seq = w.feed(h, m, ch.ref.lsn, index)
 	}
-	if !c.direct {
-		if err := w.countOwn(c, m); err != nil {
-			return err
-		}
-	}
 	if m.Cid != "" {
 		return w.remember(m)
 	}
@@ -137,21 +132,6 @@ func (h *inboxHead) closeRun() {
 	}
 }
 
-// countOwn counts a group message for its sender.
-func (w *writer) countOwn(c *convHead, m *store.Send) error {
-	if c.own == nil || c.sender != m.From {
-		v, err := w.view(m.From, c.conv)
-		if err != nil {
-			return err
-		}
-		c.own, c.sender = v, m.From
-	}
-	c.own.own++
-	c.own.lastOwn = m.Cseq
-	w.touch(c.own)
-	return nil
-}
-
 // flush writes what the Sends and marks have gathered.
 func (w *writer) flush() error {
 	for _, ch := range w.chunks {
@@ -196,7 +176,10 @@ func (w *writer) flushChunk(ch *openChunk) error {
 	}
 	w.key = keyNum(w.key[:0], tabChunk, string(ch.head.conv), ch.ref.first)
 	w.val = ch.ref.append(w.val[:0])
-	return w.pb.Set(w.key, w.val, nil)
+	if err := w.pb.Set(w.key, w.val, nil); err != nil || ch.head.direct {
+		return err
+	}
+	return w.indexOwn(ch)
 }
 
 // flushRecency moves a direct conversation to the top of both users' lists. Groups are not kept in order: moving

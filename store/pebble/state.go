@@ -69,17 +69,27 @@ func (w *writer) recall(r *store.Recall) error {
 	return w.pb.Set(w.key, []byte(m.From), nil)
 }
 
-// hide sets deletion marks on those messages that exist.
+// hide sets deletion marks on those messages that exist, in a group on those that the user was there for.
 func (w *writer) hide(d *store.Delete) error {
 	v, err := w.view(d.User, d.Conv)
 	if err != nil {
 		return err
+	}
+	var m store.Member
+	group, inGroup := d.Conv.Group()
+	if inGroup {
+		if m, err = w.s.member(group, d.User); err != nil {
+			return err
+		}
 	}
 	var at struct {
 		ref   chunkRef
 		chunk chunk
 	}
 	for _, cseq := range d.Cseqs {
+		if inGroup && !m.Has(cseq) {
+			continue
+		}
 		if cseq < at.ref.first || at.ref.count == 0 || cseq > at.ref.last() {
 			ref, ok, err := w.s.refAt(d.Conv, cseq)
 			if err != nil {
@@ -145,32 +155,10 @@ func (w *writer) markRead(m *store.Mark) error {
 	if to <= v.read {
 		return nil
 	}
-	if !c.direct && v.own > v.ownRead {
-		if err := w.countRead(c, v, to); err != nil {
-			return err
-		}
-	}
 	v.read = to
 	m.Moved = true
 	w.touch(v)
 	return nil
-}
-
-// countRead sets ownRead for a watermark at to, walking over the shorter side: what has become read, or what has
-// not. So every message is walked over once at most, and none when the watermark goes to the head.
-func (w *writer) countRead(c *convHead, v *viewEntry, to uint64) error {
-	if to >= v.lastOwn {
-		v.ownRead = v.own
-		return nil
-	}
-	if to-v.read < v.lastOwn-to {
-		n, err := w.s.sentIn(v.key.user, c.conv, v.read+1, to)
-		v.ownRead += n
-		return err
-	}
-	n, err := w.s.sentIn(v.key.user, c.conv, to+1, v.lastOwn)
-	v.ownRead = v.own - min(v.own, n)
-	return err
 }
 
 func (w *writer) markDelivered(m *store.Mark) error {

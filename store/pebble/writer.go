@@ -62,8 +62,6 @@ type convHead struct {
 	startID int64      // lastID before it: the place in the recency index
 	open    *openChunk // the chunk being filled
 	members []member
-	sender  string // whose view is in own
-	own     *viewEntry
 }
 
 type member struct {
@@ -124,6 +122,7 @@ type writer struct {
 	groups  cache[string, *groupHead]
 	named   int                           // members in groups' young half
 	members cache[viewKey, *store.Member] // who is not looked up in a groupHead
+	owns    cache[viewKey, uint64]        // messages of a user to a group so far
 	queues  cache[string, *queueHead]
 	pubRefs map[uint64]int // references to publications that this process has stored; not of all of them
 
@@ -143,6 +142,7 @@ type writer struct {
 	rewritten   map[uint64][]byte
 	key, val    []byte
 	metaScratch []byte
+	order       []int
 
 	sync        bool // the batch must be synced, whatever the caller says
 	failed      error
@@ -249,7 +249,7 @@ func (w *writer) end(ok bool) {
 	w.chunks = w.chunks[:0]
 	for _, c := range w.touched {
 		clear(c.members)
-		c.members, c.open, c.own, c.sender = c.members[:0], nil, nil, ""
+		c.members, c.open = c.members[:0], nil
 	}
 	clear(w.lookups)
 	clear(w.found)
@@ -282,6 +282,7 @@ func (w *writer) end(ok bool) {
 		w.groups.reset()
 		w.named = 0
 		w.members.reset()
+		w.owns.reset()
 		w.senders.reset()
 		return
 	}
@@ -293,6 +294,7 @@ func (w *writer) end(ok bool) {
 	}
 	w.groups.settle()
 	w.members.settle()
+	w.owns.settle()
 	w.senders.settle()
 	w.queues.settle()
 }

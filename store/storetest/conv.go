@@ -30,20 +30,36 @@ func testHistoryPaging(_ *testing.T, e *env) {
 		{R{Before: 1, Limit: 5}, 1, 0},
 		{R{Before: 1000, Limit: 2}, 59, 60},
 		{R{Forward: true, Limit: 5}, 1, 5},
-		{R{After: 5, Limit: 5}, 6, 10},
+		{R{After: 5, Forward: true, Limit: 5}, 6, 10},
+		{R{After: 58, Forward: true, Limit: 5}, 59, 60},
+		{R{After: 60, Forward: true, Limit: 5}, 1, 0},
+		{R{After: 1000, Forward: true, Limit: 5}, 1, 0},
+		{R{After: ^uint64(0), Forward: true, Limit: 5}, 1, 0},
+		{R{After: 20, Forward: true, Limit: 30}, 21, 50},
+		{R{Before: 41, Limit: 30}, 11, 40},
+		{R{After: 5, Limit: 5}, 56, 60},
 		{R{After: 58, Limit: 5}, 59, 60},
 		{R{After: 60, Limit: 5}, 1, 0},
-		{R{After: 1000, Limit: 5}, 1, 0},
-		{R{After: 20, Limit: 30}, 21, 50},
-		{R{Before: 41, Limit: 30}, 11, 40},
+		{R{After: ^uint64(0), Limit: 5}, 1, 0},
+		{R{Before: 4, Forward: true, Limit: 5}, 1, 3},
+		{R{After: 20, Before: 30, Limit: 5}, 25, 29},
+		{R{After: 20, Before: 30, Forward: true, Limit: 5}, 21, 25},
+		{R{After: 20, Before: 24, Limit: 5}, 21, 23},
+		{R{After: 20, Before: 24, Forward: true, Limit: 5}, 21, 23},
+		{R{After: 20, Before: 21, Limit: 5}, 1, 0},
+		{R{After: 20, Before: 21, Forward: true, Limit: 5}, 1, 0},
+		{R{After: 30, Before: 20, Limit: 5}, 1, 0},
+		{R{After: 30, Before: 20, Forward: true, Limit: 5}, 1, 0},
+		{R{Before: 1, Forward: true, Limit: 5}, 1, 0},
 	} {
 		e.equal(fmt.Sprintf("%+v", c.r), e.history("ann", ab, c.r), want[c.from-1:max(c.to, c.from-1)])
 	}
 	e.equal("unknown conversation", e.history("ann", store.GroupConv("no"), R{Limit: 3}), []*store.Message(nil))
 	e.commit(&store.Batch{Deletes: []store.Delete{{User: "ann", Conv: ab, Cseqs: count(20, 40)}}})
 	e.equal("around a hole", cseqs(e.history("ann", ab, R{Before: 43, Limit: 5})), []uint64{17, 18, 19, 41, 42})
-	e.equal("around a hole", cseqs(e.history("ann", ab, R{After: 17, Limit: 4})), []uint64{18, 19, 41, 42})
-	e.equal("the other user", cseqs(e.history("bob", ab, R{After: 17, Limit: 4})), count(18, 21))
+	e.equal("around a hole", cseqs(e.history("ann", ab, R{After: 17, Forward: true, Limit: 4})), []uint64{18, 19, 41, 42})
+	e.equal("up to a hole", cseqs(e.history("ann", ab, R{After: 17, Before: 41, Limit: 4})), []uint64{18, 19})
+	e.equal("the other user", cseqs(e.history("bob", ab, R{After: 17, Forward: true, Limit: 4})), count(18, 21))
 }
 
 // testHistoryPageBytes: a page of large messages ends early, and paging on misses nothing, in both directions.
@@ -266,35 +282,6 @@ func testUnreadDirect(_ *testing.T, e *env) {
 	e.unread("ann", notes, 0)
 }
 
-func testUnreadGroup(_ *testing.T, e *env) {
-	e.start(store.Retention{})
-	g := store.GroupConv("g")
-	users := []string{"ann", "bob", "cyd"}
-	e.sendN(30, 4, func(i int) *store.Send { return e.msg(g, users[i%3], users[(i+1)%3], users[(i+2)%3]) })
-	for _, u := range users {
-		e.unread(u, g, 20)
-	}
-	e.mark("ann", g, 5, true) // of 25 left, hers are 7 10 … 28
-	e.unread("ann", g, 17)
-	e.mark("ann", g, 7, true)
-	e.unread("ann", g, 16)
-	e.commit(&store.Batch{Recalls: []*store.Recall{{Conv: g, Cseq: 8}, {Conv: g, Cseq: 10}, {Conv: g, Cseq: 3}}})
-	e.unread("ann", g, 15)
-	e.unread("bob", g, 18)
-	e.commit(&store.Batch{Deletes: []store.Delete{{User: "ann", Conv: g, Cseqs: []uint64{8, 9, 13}}}})
-	e.unread("ann", g, 14)
-	e.reopen()
-	e.unread("ann", g, 14)
-	e.mark("ann", g, 26, true) // left: 27 28 29 30, 28 is hers
-	e.unread("ann", g, 3)
-	e.mark("bob", g, 30, true)
-	e.unread("bob", g, 0)
-	e.send(e.msg(g, "bob", "ann", "cyd"))
-	e.unread("bob", g, 0)
-	e.unread("ann", g, 4)
-	e.unread("zoe", g, 28) // somebody who just joined; 3, 8 and 10 are recalled
-}
-
 func testWatermarks(t *testing.T, e *env) {
 	e.start(store.Retention{})
 	ab := store.Direct("ann", "bob")
@@ -362,13 +349,16 @@ func testList(t *testing.T, e *env) {
 	step := func(i int) *store.Send {
 		switch {
 		case i%5 == 0:
-			return touch(e.msg(store.GroupConv(fmt.Sprint("g", i%3)), "bob", "ann"))
+			return touch(e.toGroup(fmt.Sprint("g", i%3), "bob"))
 		case i == 7:
 			return touch(e.direct("ann", "ann"))
 		case i%2 == 0:
 			return touch(e.direct("ann", fmt.Sprint("u", i*7%11)))
 		}
 		return touch(e.direct(fmt.Sprint("u", i*7%11), "ann"))
+	}
+	for i := range 3 {
+		touch(e.group(fmt.Sprint("g", i), "bob", "ann"))
 	}
 	e.sendN(40, 3, step)
 	for range 2 {

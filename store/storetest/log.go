@@ -13,7 +13,6 @@ import (
 
 func testNumbering(t *testing.T, e *env) {
 	e.start(store.Retention{})
-	g := store.GroupConv("g1")
 	var last int64
 	cseq := map[store.Conv]uint64{}
 	seq := map[string]uint64{}
@@ -39,10 +38,11 @@ func testNumbering(t *testing.T, e *env) {
 			t.Errorf("last id: got %d, %v, want %d", got, err, last)
 		}
 	}
+	check([]*store.Send{e.group("g1", "ann", "bob", "cyd")})
 	for round := range 4 {
 		check(e.sendN(20, 7, func(i int) *store.Send {
 			if i%3 == 0 {
-				return e.msg(g, "ann", "bob", "cyd")
+				return e.toGroup("g1", "ann")
 			}
 			return e.direct([]string{"ann", "bob"}[i%2], []string{"bob", "ann"}[i%2])
 		}))
@@ -72,7 +72,7 @@ func testNumberingConcurrent(t *testing.T, e *env) {
 	const workers, batches, per = 4, 10, 5
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	all := map[uint64]*store.Send{}
+	all := map[uint64]*store.Send{1: e.group("g", "all", "u0", "u1", "u2", "u3")}
 	for w := range workers {
 		wg.Go(func() {
 			for b := range batches {
@@ -83,7 +83,6 @@ func testNumberingConcurrent(t *testing.T, e *env) {
 							Conv: store.GroupConv("g"), From: fmt.Sprint("u", w), Type: "text", TS: time.Now().UnixMilli(),
 							Cid: fmt.Sprint(b, "-", i), Body: fmt.Append(nil, w, b, i),
 						},
-						Inboxes: []store.InboxRef{{User: "all"}, {User: fmt.Sprint("u", w)}},
 					})
 				}
 				if err := e.st.Commit(ctx, batch); err != nil {
@@ -106,7 +105,7 @@ func testNumberingConcurrent(t *testing.T, e *env) {
 	}
 	wg.Wait()
 	list := e.history("all", store.GroupConv("g"), store.Range{Forward: true, Limit: 10_000})
-	e.equal("history", cseqs(list), count(1, workers*batches*per))
+	e.equal("history", cseqs(list), count(1, 1+workers*batches*per))
 	for i, m := range list {
 		if i > 0 && m.ID <= list[i-1].ID {
 			t.Errorf("id %d after %d", m.ID, list[i-1].ID)
@@ -121,7 +120,7 @@ func testNumberingConcurrent(t *testing.T, e *env) {
 			t.Errorf("inbox seq %d is cseq %d, want %d", m.Seq, m.Cseq, list[i].Cseq)
 		}
 	}
-	e.equal("inbox", seqs(inbox), count(1, workers*batches*per))
+	e.equal("inbox", seqs(inbox), count(1, 1+workers*batches*per))
 }
 
 func testEmptyBatch(t *testing.T, e *env) {
@@ -247,7 +246,8 @@ func testDupSameBatch(t *testing.T, e *env) {
 func testDupOtherBatch(t *testing.T, e *env) {
 	e.start(store.Retention{Dedupe: time.Hour})
 	a := withCid(e.direct("ann", "bob"), "c1", 1)
-	g := withCid(e.msg(store.GroupConv("g"), "ann", "bob"), "c2", 2)
+	e.group("g", "ann", "bob")
+	g := withCid(e.toGroup("g", "ann"), "c2", 2)
 	self := withCid(e.direct("ann", "ann"), "c3", 3)
 	e.send(a, g, self)
 	for range 3 {
@@ -308,6 +308,55 @@ func testDupWindow(t *testing.T, e *env) {
 	b = again(f, f.TS+1000*window.Milliseconds())
 	e.send(b)
 	e.wantDup(b, f)
+}
+
+// testSent: Sent knows what a Commit of now would find.
+func testSent(t *testing.T, e *env) {
+	const window = time.Hour
+	e.start(store.Retention{Dedupe: window})
+	want := func(from, cid string, first *store.Send) {
+		t.Helper()
+		m, hash, ok, err := e.st.Sent(ctx, from, cid)
+		if err != nil || ok != (first != nil) {
+			t.Fatalf("cid %q of %s: got %t, %v", cid, from, ok, err)
+		}
+		if first == nil {
+			if hash != 0 {
+				t.Errorf("cid %q of %s is not known and has hash %d", cid, from, hash)
+			}
+			e.equal("what is not known", m, store.Message{})
+			return
+		}
+		e.equal("cid "+cid, m, store.Message{Conv: first.Conv, Cseq: first.Cseq, ID: first.ID, TS: first.TS})
+		e.equal("hash of cid "+cid, hash, first.Hash)
+	}
+	want("ann", "c", nil)
+	made := e.newChange("g", "ann", func(c *store.Change) { c.Members = joining("ann", "bob") })
+	made = withCid(made, "\xffphone\x00r1\x00h", 7)
+	refused := withCid(e.toGroup("none", "ann"), "no", 1)
+	old := withCid(e.direct("ann", "cyd"), "old", 5)
+	old.TS -= (window + time.Minute).Milliseconds()
+	aging := withCid(e.direct("ann", "cyd"), "aging", 6)
+	aging.TS -= (window / 2).Milliseconds() // another bucket, if there are buckets
+	e.send(old)
+	e.send(aging)
+	e.send(made, withCid(e.direct("ann", "bob"), "c", 8), refused)
+	c := withCid(e.direct("ann", "bob"), "c2", 9)
+	e.send(c)
+	for range 2 {
+		want("ann", made.Cid, made)
+		want("ann", "c2", c)
+		want("ann", "aging", aging)
+		want("ann", "old", nil)
+		want("ann", "no", nil)
+		want("ann", "", nil)
+		want("bob", "c2", nil)
+		want("ann", "c2x", nil)
+		e.reopen()
+	}
+	e.ret.Dedupe = 0 // for ever
+	e.reopen()
+	want("ann", "old", old)
 }
 
 // testDupClockBack: the server's clock was set back between the message and its repetition.
@@ -394,6 +443,10 @@ func testClosed(t *testing.T, e *env) {
 	call("Conversation", err)
 	_, _, err = e.st.ListConversations(ctx, "ann", "", 1)
 	call("ListConversations", err)
+	_, err = e.st.Notices(ctx, "ann", 0, 1)
+	call("Notices", err)
+	_, _, _, err = e.st.Sent(ctx, "ann", "c1")
+	call("Sent", err)
 	_, err = e.st.User(ctx, "ann")
 	call("User", err)
 	_, err = e.st.Device(ctx, store.DeviceKey{User: "ann", Device: "d"})

@@ -35,7 +35,7 @@ func testModel(t *testing.T, e *env) {
 		env: e, rng: rand.New(rand.NewPCG(seed, 0)), convs: map[store.Conv][]*store.Message{},
 		inbox: map[string][]*store.Message{}, cids: map[[2]string]*store.Send{}, views: map[viewKey]*view{},
 		blocks: map[string]map[string]bool{}, devices: map[store.DeviceKey]store.Device{}, users: map[string]store.User{},
-		members: map[viewKey]bool{},
+		groups: map[string]*modelGroup{},
 	}
 	for step := range 150 {
 		m.batch()
@@ -68,7 +68,9 @@ type model struct {
 	inbox   map[string][]*store.Message
 	cids    map[[2]string]*store.Send
 	views   map[viewKey]*view
-	members map[viewKey]bool // whose list a conversation is in
+	groups  map[string]*modelGroup
+	ended   int               // groups that have ended
+	pending map[string]uint64 // changes of groups in the batch being made
 	blocks  map[string]map[string]bool
 	devices map[store.DeviceKey]store.Device
 	users   map[string]store.User
@@ -80,7 +82,7 @@ func (m *model) pick() string { return people[m.rng.IntN(len(people))] }
 
 func (m *model) anyConv() store.Conv {
 	if m.rng.IntN(3) == 0 {
-		return store.GroupConv(fmt.Sprint("g", m.rng.IntN(2)))
+		return store.GroupConv(fmt.Sprint("g", max(0, m.ended-1)+m.rng.IntN(3)))
 	}
 	return store.Direct(m.pick(), m.pick())
 }
@@ -102,14 +104,9 @@ func (m *model) newSend() *store.Send {
 		}
 		s = m.direct(a, b)
 	} else {
-		var to []string
-		from := m.pick()
-		for _, u := range people {
-			if u != from && m.rng.IntN(4) > 0 {
-				to = append(to, u)
-			}
-		}
-		s = m.msg(c, from, to...)
+		id, _ := c.Group()
+		s = m.toGroup(id, m.pick())
+		s.Change = m.newChange(id)
 	}
 	s.Body = make([]byte, 1+m.rng.IntN(50))
 	if m.rng.IntN(50) == 0 {
@@ -157,6 +154,7 @@ func (m *model) batch() {
 		b.Users = append(b.Users, store.User{Name: m.pick(), Cursor: m.rng.Uint64N(100), LastSeen: m.rng.Int64N(1000)})
 	}
 	m.apply(b)
+	m.pending = map[string]uint64{}
 	for range m.rng.IntN(12) {
 		b.Sends = append(b.Sends, m.newSend())
 	}
@@ -164,6 +162,11 @@ func (m *model) batch() {
 	for i, s := range b.Sends {
 		before[i] = *s
 		before[i].Inboxes = slices.Clone(s.Inboxes)
+		if s.Change != nil {
+			c := *s.Change
+			c.Members = slices.Clone(c.Members)
+			before[i].Change = &c
+		}
 	}
 	moved := map[*store.Mark]bool{}
 	missing := map[*store.Recall]error{}
@@ -197,7 +200,7 @@ func (m *model) apply(b *store.Batch) {
 	}
 	for _, d := range b.Deletes {
 		for _, n := range d.Cseqs {
-			if n > 0 && n <= uint64(len(m.convs[d.Conv])) {
+			if n > 0 && n <= uint64(len(m.convs[d.Conv])) && m.sees(d.User, d.Conv, n) {
 				m.view(d.User, d.Conv).deleted[n] = true
 			}
 		}
@@ -244,6 +247,12 @@ func (m *model) accept(in, got *store.Send) {
 		}
 		return
 	}
+	if want := m.refusal(in); want != nil {
+		if !errors.Is(got.Err, want) {
+			m.Errorf("message of %s to %s: got %v, want %v", in.From, in.Conv, got.Err, want)
+		}
+		return
+	}
 	if got.Dup || got.Err != nil {
 		m.Errorf("cid %v: got dup %t, err %v of a first message", k, got.Dup, got.Err)
 		return
@@ -252,10 +261,13 @@ func (m *model) accept(in, got *store.Send) {
 	msg := got.Message
 	m.equal("cseq", got.Cseq, uint64(len(log)+1))
 	m.convs[in.Conv] = append(log, &msg)
+	if id, ok := in.Conv.Group(); ok {
+		m.equal("recipients", recipients(got), m.change(id, in, msg.Cseq))
+		in.Inboxes = got.Inboxes
+	}
 	for i, r := range in.Inboxes {
 		m.inbox[r.User] = append(m.inbox[r.User], &msg)
 		m.equal("seq", got.Inboxes[i].Seq, uint64(len(m.inbox[r.User])))
-		m.members[viewKey{r.User, in.Conv}] = true
 	}
 	if in.Cid != "" {
 		c := *got
@@ -270,19 +282,27 @@ func (m *model) want(user string, c store.Conv) store.Conversation {
 	if len(log) == 0 {
 		return out
 	}
+	for n := uint64(1); n <= uint64(len(log)); n++ {
+		if m.sees(user, c, n) {
+			out.Head = n
+		}
+	}
+	if out.Head == 0 {
+		return out
+	}
 	v := m.view(user, c)
-	out.Head, out.Read, out.Delivered = uint64(len(log)), v.read, v.delivered
+	out.Read, out.Delivered = v.read, v.delivered
 	if p := c.Peer(user); p != "" {
 		out.PeerRead, out.PeerDeliv = m.view(p, c).read, m.view(p, c).delivered
 	}
 	for _, x := range log[v.read:] {
-		if x.From != user && !x.Recalled && !v.deleted[x.Cseq] {
+		if x.From != user && !x.Recalled && !v.deleted[x.Cseq] && m.sees(user, c, x.Cseq) {
 			out.Unread++
 		}
 	}
-	for i := len(log) - 1; i >= max(0, len(log)-16); i-- {
-		if !v.deleted[log[i].Cseq] {
-			out.Last = log[i]
+	for n := out.Head; n > out.Head-min(out.Head, 16); n-- {
+		if !v.deleted[n] && m.sees(user, c, n) {
+			out.Last = log[n-1]
 			break
 		}
 	}
@@ -293,10 +313,13 @@ func (m *model) compare() {
 	m.Helper()
 	for _, user := range people {
 		var listed []store.Conv
+		heads := map[store.Conv]uint64{}
 		for _, c := range slices.Collect(maps.Keys(m.convs)) {
-			m.equal(fmt.Sprintf("%s for %s", c, user), m.conv(user, c), m.want(user, c))
-			if m.members[viewKey{user, c}] {
+			state := m.want(user, c)
+			m.equal(fmt.Sprintf("%s for %s", c, user), m.conv(user, c), state)
+			if _, group := c.Group(); state.Head > 0 && (group || c.Peer(user) != "") {
 				listed = append(listed, c)
+				heads[c] = state.Head
 			}
 			var want []*store.Message
 			for _, x := range m.convs[c] {
@@ -309,30 +332,39 @@ func (m *model) compare() {
 			m.page(user, c, want)
 		}
 		slices.SortFunc(listed, func(a, b store.Conv) int {
-			return cmp.Compare(m.convs[b][len(m.convs[b])-1].ID, m.convs[a][len(m.convs[a])-1].ID)
+			return cmp.Compare(m.convs[b][heads[b]-1].ID, m.convs[a][heads[a]-1].ID)
 		})
 		m.equal("list of "+user, m.list(user, 1+m.rng.IntN(5)), listed)
 		m.compareInbox(user)
 		m.compareUser(user)
+		m.compareGroups(user)
 	}
 }
 
-// page compares one random page of a history whose visible messages are all.
+// page compares random pages of a history whose visible messages are all.
 func (m *model) page(user string, c store.Conv, all []*store.Message) {
 	m.Helper()
-	n := uint64(m.rng.IntN(len(m.convs[c])+2)) + 1
-	limit := 1 + m.rng.IntN(10)
-	var before, after []*store.Message
-	for _, x := range all {
-		if x.Cseq < n {
-			before = append(before, x)
-		} else if x.Cseq > n && len(after) < limit {
-			after = append(after, x)
+	bound := func() uint64 { return uint64(m.rng.IntN(len(m.convs[c]) + 3)) }
+	for range 3 {
+		r := store.Range{After: bound(), Before: bound(), Forward: m.rng.IntN(2) == 0, Limit: 1 + m.rng.IntN(10)}
+		if m.rng.IntN(2) == 0 {
+			r.After = 0
+		} else if m.rng.IntN(2) == 0 {
+			r.Before = 0
 		}
+		var want []*store.Message
+		for _, x := range all {
+			if x.Cseq > r.After && (r.Before == 0 || x.Cseq < r.Before) {
+				want = append(want, x)
+			}
+		}
+		if n := min(len(want), r.Limit); r.Forward {
+			want = want[:n]
+		} else {
+			want = want[len(want)-n:]
+		}
+		m.equal(fmt.Sprintf("%+v of %s for %s", r, c, user), m.history(user, c, r), want)
 	}
-	before = before[max(0, len(before)-limit):]
-	m.equal(fmt.Sprintf("before %d", n), m.history(user, c, store.Range{Before: n, Limit: limit}), before)
-	m.equal(fmt.Sprintf("after %d", n), m.history(user, c, store.Range{After: n, Limit: limit}), after)
 }
 
 func (m *model) compareInbox(user string) {
