@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,10 +20,31 @@ import (
 	"github.com/mqim/mqim/store/pebble"
 )
 
-// traffic makes messages in a few direct conversations and one group, each with a cid.
+// traffic makes messages in a few direct conversations and a group of its own, which q enters and leaves, each with a
+// cid.
 type traffic struct {
-	name string
-	n    int
+	name    string
+	n       int
+	changes uint64 // of the group
+}
+
+// group makes every seventh message.
+func (w *traffic) group(m *store.Send) {
+	id := "g" + w.name
+	m.Conv = store.GroupConv(id)
+	var members []store.Member
+	switch q := w.n / 7 % 10; {
+	case w.n == 7:
+		members = []store.Member{{User: m.From, Role: store.Owner}, {User: "p0", Role: store.Ordinary}}
+	case q == 3:
+		members = []store.Member{{User: "q", Role: store.Ordinary}}
+	case q == 8:
+		members = []store.Member{{User: "q"}}
+	default:
+		return
+	}
+	m.Change = &store.Change{Group: store.Group{Version: w.changes}, Members: members}
+	w.changes++
 }
 
 func (w *traffic) batch(size int) []*store.Send {
@@ -36,7 +59,7 @@ func (w *traffic) batch(size int) []*store.Send {
 		m.Conv = store.Direct(m.From, peer)
 		m.Inboxes = []store.InboxRef{{User: m.From}, {User: peer}}
 		if w.n%7 == 0 {
-			m.Conv = store.GroupConv("all")
+			w.group(m)
 		}
 		out = append(out, m)
 	}
@@ -45,27 +68,25 @@ func (w *traffic) batch(size int) []*store.Send {
 
 // history is what a test knows to be acknowledged, and what a reader was shown.
 type history struct {
-	mu    sync.Mutex
-	acked []store.Send
-	shown map[string]uint64 // highest seq read from an inbox
+	mu      sync.Mutex
+	acked   []store.Send
+	notices []store.Notice
+	shown   map[string]uint64 // highest seq read from an inbox
 }
 
-func (h *history) ack(list []*store.Send) {
+func (h *history) ack(b *store.Batch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, m := range list {
+	for _, m := range b.Sends {
 		h.acked = append(h.acked, *m)
 	}
+	h.notices = append(h.notices, b.Notices...)
 }
 
-func (h *history) snapshot() (acked []store.Send, shown map[string]uint64) {
+func (h *history) snapshot() (acked []store.Send, notices []store.Notice, shown map[string]uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	shown = map[string]uint64{}
-	for k, v := range h.shown {
-		shown[k] = v
-	}
-	return append([]store.Send(nil), h.acked...), shown
+	return slices.Clone(h.acked), slices.Clone(h.notices), maps.Clone(h.shown)
 }
 
 // verify checks what must hold of a recovered store: every acknowledged message is there under its numbers (I1),
@@ -83,11 +104,18 @@ func verify(t *testing.T, s *pebble.Store, acked []store.Send, shown map[string]
 		if err != nil || got.ID != m.ID || string(got.Body) != string(m.Body) {
 			t.Fatalf("acknowledged message %d of %s: got %+v, %v", m.Cseq, m.Conv, got, err)
 		}
+		sent, hash, ok, err := s.Sent(ctx, m.From, m.Cid)
+		if !ok || err != nil || sent.ID != m.ID || hash != m.Hash {
+			t.Fatalf("cid %q of %s: got %t, id %d, %v, want id %d", m.Cid, m.From, ok, sent.ID, err, m.ID)
+		}
 	}
 	for c := range convs {
 		list, err := s.History(ctx, "", c, store.Range{Forward: true, Limit: 1 << 30})
 		if err != nil {
 			t.Fatal(err)
+		}
+		if _, ok := c.Group(); ok {
+			verifyGroup(t, s, c, list)
 		}
 		for i, m := range list {
 			if m.Cseq != uint64(i+1) || i > 0 && m.ID <= list[i-1].ID {
@@ -142,6 +170,65 @@ func verify(t *testing.T, s *pebble.Store, acked []store.Send, shown map[string]
 	}
 }
 
+// verifyGroup checks that what is counted and listed of a group agrees with its log and its members: neither is of
+// another moment.
+func verifyGroup(t *testing.T, s *pebble.Store, conv store.Conv, log []*store.Message) {
+	t.Helper()
+	id, _ := conv.Group()
+	for _, u := range []string{"u" + id[1:], "p0", "q", "p1"} {
+		m, err := s.Member(ctx, id, u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var head, unread uint64
+		for _, x := range log {
+			if m.Has(x.Cseq) {
+				head = x.Cseq
+				if x.From != u {
+					unread++
+				}
+			}
+		}
+		for _, x := range m.Spans {
+			if x.From > uint64(len(log)) || x.To > uint64(len(log)) {
+				t.Fatalf("%s in %s: span %v, and the log ends at %d", u, conv, x, len(log))
+			}
+		}
+		c, err := s.Conversation(ctx, u, conv)
+		if err != nil || c.Head != head || c.Unread != unread {
+			t.Fatalf("%s in %s: got head %d, unread %d, %v, want %d, %d", u, conv, c.Head, c.Unread, err, head, unread)
+		}
+		all, _, err := s.ListConversations(ctx, u, "", 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.ContainsFunc(all, func(c store.Conversation) bool { return c.Conv == conv }) != (head > 0) {
+			t.Fatalf("%s in %s: head %d, and the list has %d conversations", u, conv, head, len(all))
+		}
+	}
+}
+
+// verifyNotices checks that acknowledged notices are there.
+func verifyNotices(t *testing.T, s *pebble.Store, acked []store.Notice) {
+	t.Helper()
+	have := map[string]bool{}
+	for _, n := range acked {
+		if _, ok := have[n.To]; !ok {
+			have[n.To] = true
+			list, err := s.Notices(ctx, n.To, 0, 1<<30)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, x := range list {
+				have[fmt.Sprint(x.To, x.TS, string(x.Payload))] = true
+			}
+		}
+		if !have[fmt.Sprint(n.To, n.TS, string(n.Payload))] {
+			t.Fatalf("acknowledged notice to %s of time %d is gone", n.To, n.TS)
+		}
+	}
+}
+
 // drive commits from several goroutines and reads along, until stop is closed.
 func drive(t *testing.T, s *pebble.Store, h *history, stop chan struct{}) *sync.WaitGroup {
 	wg := &sync.WaitGroup{}
@@ -155,11 +242,12 @@ func drive(t *testing.T, s *pebble.Store, h *history, stop chan struct{}) *sync.
 				default:
 				}
 				b := &store.Batch{Sends: w.batch(1 + w.n%17)}
+				b.Notices = []store.Notice{{To: fmt.Sprint("u", i), TS: int64(w.n), Payload: fmt.Append(nil, w.n)}}
 				if err := s.Commit(ctx, b); err != nil {
 					t.Error(err)
 					return
 				}
-				h.ack(b.Sends)
+				h.ack(b)
 			}
 		})
 	}
@@ -204,12 +292,12 @@ func TestPowerLoss(t *testing.T) {
 				wg := drive(t, s, h, stop)
 				target := 300 + rng.IntN(2000)
 				for {
-					if acked, _ := h.snapshot(); len(acked) > target {
+					if acked, _, _ := h.snapshot(); len(acked) > target {
 						break
 					}
 					time.Sleep(time.Millisecond)
 				}
-				acked, shown := h.snapshot()
+				acked, notices, shown := h.snapshot()
 				crashed := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
 				close(stop)
 				wg.Wait()
@@ -221,11 +309,13 @@ func TestPowerLoss(t *testing.T) {
 				}
 				twice := crashed.CrashClone(vfs.CrashCloneCfg{})
 				verify(t, r, acked, shown)
+				verifyNotices(t, r, notices)
 				r2 := open(t, pebble.Options{Path: "db", FS: twice})
 				if got, err := r2.LastID(ctx); err != nil || got != last {
 					t.Fatalf("after a crash right after the recovery: got last id %d, %v, want %d", got, err, last)
 				}
 				verify(t, r2, acked, shown)
+				verifyNotices(t, r2, notices)
 			})
 		}
 	}
@@ -283,8 +373,11 @@ func child(what, dir string) {
 			fail(err)
 		}
 		for _, m := range b.Sends {
-			fmt.Fprintln(out, m.Conv, m.Cseq, m.ID, m.Inboxes[0].Seq, m.Inboxes[1].User, m.Inboxes[1].Seq, m.Cid, m.Hash,
-				m.TS, string(m.Body))
+			var refs []string
+			for _, r := range m.Inboxes {
+				refs = append(refs, fmt.Sprint(r.User, ":", r.Seq))
+			}
+			fmt.Fprintln(out, m.Conv, m.Cseq, m.ID, strings.Join(refs, ","), m.Cid, m.Hash, m.TS, string(m.Body))
 		}
 		out.Flush()
 	}
@@ -307,15 +400,21 @@ func TestKill(t *testing.T) {
 		for lines.Scan() {
 			var m store.Send
 			m.From, m.Type = "uc", "text"
-			m.Inboxes = []store.InboxRef{{User: "uc"}, {}}
-			f := strings.SplitN(lines.Text(), " ", 10)
-			if len(f) < 10 {
+			f := strings.SplitN(lines.Text(), " ", 8)
+			if len(f) < 8 {
 				break // the kill cut it
 			}
-			m.Conv, m.Cid, m.Body = store.Conv(f[0]), f[6], []byte(f[9])
-			m.Inboxes[1].User = f[4]
-			if _, err := fmt.Sscan(strings.Join(append(append([]string{}, f[1:4]...), f[5], f[7], f[8]), " "),
-				&m.Cseq, &m.ID, &m.Inboxes[0].Seq, &m.Inboxes[1].Seq, &m.Hash, &m.TS); err != nil {
+			m.Conv, m.Cid, m.Body = store.Conv(f[0]), f[4], []byte(f[7])
+			for ref := range strings.SplitSeq(f[3], ",") {
+				user, seq, _ := strings.Cut(ref, ":")
+				n, err := strconv.ParseUint(seq, 10, 64)
+				if err != nil {
+					t.Fatal(err, lines.Text())
+				}
+				m.Inboxes = append(m.Inboxes, store.InboxRef{User: user, Seq: n})
+			}
+			if _, err := fmt.Sscan(strings.Join([]string{f[1], f[2], f[5], f[6]}, " "),
+				&m.Cseq, &m.ID, &m.Hash, &m.TS); err != nil {
 				t.Fatal(err, lines.Text())
 			}
 			acked = append(acked, m)

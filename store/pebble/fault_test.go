@@ -3,8 +3,10 @@ package pebble_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -166,6 +168,64 @@ func TestDiskFull(t *testing.T) {
 	verify(t, open(t, pebble.Options{Path: "db", FS: fs.FS, MinFree: 1}), acked, nil)
 }
 
+// TestUnsyncedGroup: what is written to groups but not synced is neither listed nor counted, and is as soon as it is.
+func TestUnsyncedGroup(t *testing.T) {
+	fs := &faultFS{FS: vfs.NewMem()}
+	s := open(t, pebble.Options{Path: "db", FS: fs, MinFree: 1})
+	message := func(conv store.Conv, ch *store.Change) *store.Send {
+		return &store.Send{Message: store.Message{Conv: conv, From: "ann", Type: "text", TS: 1}, Change: ch}
+	}
+	send := func(list ...*store.Send) {
+		if err := s.Commit(ctx, &store.Batch{Sends: list}); err != nil || list[0].Err != nil {
+			t.Error(err, list[0].Err)
+		}
+	}
+	create := func() *store.Change {
+		return &store.Change{Members: []store.Member{{User: "ann", Role: store.Owner}, {User: "bob", Role: store.Ordinary}}}
+	}
+	leave := &store.Change{Group: store.Group{Version: 1}, Members: []store.Member{{User: "bob"}}}
+	check := func(want ...string) {
+		t.Helper()
+		list, _, err := s.ListConversations(ctx, "bob", "", 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, c := range list {
+			got = append(got, fmt.Sprint(c.Conv, " ", c.Head, " ", c.Unread))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	send(message("g/a", create()))
+	send(message("g/b", create()))
+	send(message("u/ann/bob", nil))
+	check("u/ann/bob 1 1", "g/b 1 1", "g/a 1 1")
+
+	// Groups and members show what is written, so they tell when it is.
+	var wg sync.WaitGroup
+	fs.mu.Lock()
+	wg.Go(func() { send(message("g/a", nil), message("g/new", create())) })
+	wait(t, "the group is written", func() bool { _, err := s.Group(ctx, "new"); return err == nil })
+	check("u/ann/bob 1 1", "g/b 1 1", "g/a 1 1")
+	fs.mu.Unlock()
+	wg.Wait()
+	check("g/new 1 1", "g/a 2 2", "u/ann/bob 1 1", "g/b 1 1")
+
+	fs.mu.Lock()
+	wg.Go(func() { send(message("g/b", leave), message("g/b", nil), message("g/a", nil)) })
+	wait(t, "that bob left is written", func() bool { m, _ := s.Member(ctx, "b", "bob"); return m.Role == store.NoRole })
+	for c, want := range map[store.Conv]uint64{"g/a": 2, "g/b": 1} {
+		if x, err := s.Conversation(ctx, "bob", c); err != nil || x.Head != want || x.Unread != want {
+			t.Errorf("%s: got head %d, unread %d, %v, want %d", c, x.Head, x.Unread, err, want)
+		}
+	}
+	fs.mu.Unlock()
+	wg.Wait()
+	check("g/a 3 3", "g/b 2 2", "g/new 1 1", "u/ann/bob 1 1")
+}
+
 // TestUnsynced: between write and sync a message is shown to nobody, and its repetition is not acknowledged.
 func TestUnsynced(t *testing.T) {
 	fs := &faultFS{FS: vfs.NewMem()}
@@ -198,18 +258,24 @@ func TestUnsynced(t *testing.T) {
 		list, err2 := s.ReadInbox(ctx, "p1", 0, 10, nil)
 		hist, err3 := s.History(ctx, "p1", conv, store.Range{Limit: 10})
 		c, err4 := s.Conversation(ctx, "p1", conv)
+		_, _, known, err8 := s.Sent(ctx, first.From, first.Cid)
+		sent := uint64(0)
+		if known {
+			sent = 1
+		}
 		convs, _, err5 := s.ListConversations(ctx, "p1", "", 10)
 		_, err6 := s.Message(ctx, conv, 1)
 		if head == 0 && errors.Is(err6, store.ErrNotFound) {
 			err6 = nil
 		}
 		id, err7 := s.LastID(ctx)
-		if err := errors.Join(err, err2, err3, err4, err5, err6, err7); err != nil {
+		if err := errors.Join(err, err2, err3, err4, err5, err6, err7, err8); err != nil {
 			t.Fatal(err)
 		}
 		for what, n := range map[string]uint64{
 			"inbox": b.Head, "entries": uint64(len(list)), "history": uint64(len(hist)), "head": c.Head,
 			"unread": c.Unread, "conversations": uint64(len(convs)), "last id": min(uint64(id), 1),
+			"sent": sent,
 		} {
 			if n != head {
 				t.Errorf("%s: got %d, want %d", what, n, head)
