@@ -35,6 +35,17 @@ type command struct {
 	Device string          `json:"device"`
 	T0     json.RawMessage `json:"t0"`
 
+	Group    string   `json:"group"`
+	Name     *string  `json:"name"`
+	Notice   *string  `json:"notice"`
+	Kind     *string  `json:"kind"`
+	Join     *string  `json:"join"`
+	History  *string  `json:"history"`
+	Receipts *string  `json:"receipts"`
+	Members  []string `json:"members"`
+	Role     *string  `json:"role"`
+	Until    *int64   `json:"until"`
+
 	name     string
 	payload  []byte
 	received time.Time
@@ -68,6 +79,19 @@ func init() {
 		"device.list":      (*Device).cmdDeviceList,
 		"device.remove":    (*Device).cmdDeviceRemove,
 		"time":             (*Device).cmdTime,
+		"group.create":     (*Device).cmdGroupCreate,
+		"group.get":        (*Device).cmdGroupGet,
+		"group.list":       (*Device).cmdGroupList,
+		"group.members":    (*Device).cmdGroupMembers,
+		"group.update":     (*Device).cmdGroupUpdate,
+		"group.add":        (*Device).cmdGroupAdd,
+		"group.remove":     (*Device).cmdGroupRemove,
+		"group.join":       (*Device).cmdGroupJoin,
+		"group.leave":      (*Device).cmdGroupLeave,
+		"group.role":       (*Device).cmdGroupRole,
+		"group.transfer":   (*Device).cmdGroupTransfer,
+		"group.mute":       (*Device).cmdGroupMute,
+		"group.dissolve":   (*Device).cmdGroupDissolve,
 	}
 }
 
@@ -89,11 +113,7 @@ func (d *Device) Command(name string, payload []byte, t Ticket, in *store.Inboun
 	}
 	h, ok := handlers[name]
 	if !ok {
-		err := errorf(UnknownCommand, "there is no command %q", clip(name))
-		if strings.HasPrefix(name, "group.") {
-			err.Message = "this version has no groups"
-		}
-		d.refuse(t, c.Rid, "", err)
+		d.refuse(t, c.Rid, "", errorf(UnknownCommand, "there is no command %q", clip(name)))
 		return
 	}
 	data, err := h(d, &c, t)
@@ -118,6 +138,22 @@ func (d *Device) accept(t Ticket, rid string, data []byte) {
 		reply = append(reply, '}')
 	}
 	d.link.Answer(t, reply, nil)
+}
+
+// acceptPage answers a command with a page of a list. A list has no place for the cursor of the next page, "" where
+// there is none, so it stands beside data.
+func (d *Device) acceptPage(c *command, t Ticket, data []byte, cursor string) ([]byte, *Error) {
+	if cursor == "" || c.Rid == "" {
+		return data, nil
+	}
+	var reply []byte
+	if d.wants(Replies) {
+		reply = appendReply(nil, c.Rid, true)
+		reply = append(append(reply, `,"data":`...), data...)
+		reply = append(appendField(reply, "cursor", cursor), '}')
+	}
+	d.link.Answer(t, reply, nil)
+	return nil, errAnswered
 }
 
 // parse reads the JSON. Of a command with a wrong type the other fields are read all the same, so that the refusal

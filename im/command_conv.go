@@ -167,18 +167,7 @@ func (d *Device) cmdConversations(c *command, t Ticket) ([]byte, *Error) {
 		b = append(b, '}')
 	}
 	b = append(b, ']')
-	if next == "" || c.Rid == "" {
-		return b, nil
-	}
-	// A list has no place for the cursor of the next page, so it stands beside data.
-	var reply []byte
-	if d.wants(Replies) {
-		reply = appendReply(nil, c.Rid, true)
-		reply = append(append(reply, `,"data":`...), b...)
-		reply = append(appendField(reply, "cursor", next), '}')
-	}
-	d.link.Answer(t, reply, nil)
-	return nil, errAnswered
+	return d.acceptPage(c, t, b, next)
 }
 
 // cmdReceipts tells who has a message and who has read it.

@@ -67,18 +67,25 @@ func (e *Engine) deliverLoop() {
 	var scratch []byte
 	for items := range e.commits {
 		for _, p := range items {
-			if p.op != nil {
-				p.after(p.Err)
-				continue
+			if p.Change != nil {
+				e.forgetGroup(p.Change)
 			}
-			if p.dev != nil {
+		}
+		for _, p := range items {
+			if p.after != nil {
+				p.after(p.Err)
+			} else if p.dev != nil {
 				scratch = e.answer(p, scratch[:0])
 				touched.add(p.dev)
 			}
 		}
 		for _, p := range items {
-			if p.op == nil && p.Err == nil && !p.Dup {
-				e.offer(p, &touched)
+			if p.op != nil || p.Err != nil || p.Dup {
+				continue
+			}
+			e.offer(p, &touched)
+			if p.Change != nil {
+				e.announce(p)
 			}
 		}
 		touched.kick()
@@ -109,6 +116,9 @@ func (e *Engine) answer(p *pending, scratch []byte) []byte {
 
 // state is what the sender learns of its message: queued, sent or delivered.
 func (e *Engine) state(p *pending) string {
+	if p.peer == "" {
+		return e.groupState(p)
+	}
 	if p.peer == p.From || p.Dup && e.deliveredMark(p.peer, p.Conv) >= p.Cseq {
 		return "delivered"
 	}

@@ -43,6 +43,7 @@ type Device struct {
 	session Session
 	resumed bool // it goes on where an earlier connection was
 	touched bool // the deliverer's
+	started time.Time
 	chans   atomic.Uint32
 
 	// Guarded by u.mu.
@@ -87,7 +88,7 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 		}
 	}
 	now := time.Now().UnixMilli()
-	d := &Device{e: e, u: u, id: device, link: link, session: s, progress: now}
+	d := &Device{e: e, u: u, id: device, link: link, session: s, started: time.Now(), progress: now}
 
 	alive := found && (rec.Expires == 0 || rec.Expires > now)
 	u.mu.Lock()

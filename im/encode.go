@@ -3,6 +3,7 @@ package im
 import (
 	"encoding/base64"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/mqim/mqim/store"
@@ -20,8 +21,8 @@ func AppendMessage(b []byte, user string, seq uint64, m *store.Message, attempt 
 	b = appendConv(b, user, m.Conv)
 	b = appendUint(b, "cseq", m.Cseq)
 	b = appendField(b, "from", m.From)
-	if m.Cid != "" {
-		b = appendField(b, "cid", m.Cid)
+	if cid := ClientCid(m); cid != "" {
+		b = appendField(b, "cid", cid)
 	}
 	b = appendInt(b, "ts", m.TS)
 	if m.CTS != 0 {
@@ -40,6 +41,17 @@ func AppendMessage(b []byte, user string, seq uint64, m *store.Message, attempt 
 	}
 	return append(b, '}')
 }
+
+// ClientCid is the cid that the sender of a message gave it, "" if none: one that the engine made is nobody's business.
+func ClientCid(m *store.Message) string {
+	if strings.HasPrefix(m.Cid, ownCid) {
+		return ""
+	}
+	return m.Cid
+}
+
+// ownCid leads the cids that the engine makes. Those of clients are UTF-8, which has no such byte.
+const ownCid = "\xff"
 
 func appendBody(b []byte, m *store.Message) []byte {
 	switch m.Encoding {

@@ -43,6 +43,10 @@ type Config struct {
 	SendsPerSecond float64 // per user
 	SendBurst      int     // per user; at least 1 when SendsPerSecond is set
 	DevicesPerUser int     // sessions a user may have
+	GroupsPerUser  int     // groups a user may be in
+
+	GroupSmallMax int // members of a group whose messages go to their inboxes; default 500
+	GroupLargeMax int // members of any group; default 100,000
 
 	QueueMessages int           // messages waiting for the committer; default 8192
 	QueueBytes    int           // their bodies; default 64 MiB
@@ -60,6 +64,8 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	def(&c.Window, 256)
+	def(&c.GroupSmallMax, 500)
+	def(&c.GroupLargeMax, 100_000)
 	def(&c.QueueMessages, 8192)
 	def(&c.QueueBytes, 64<<20)
 	if c.AckTimeout == 0 {
@@ -109,7 +115,10 @@ type Engine struct {
 	queue    queue
 	commits  chan []*pending // committed batches on their way to the deliverer
 	spares   chan []*pending // and the emptied ones on their way back
-	blocks   blockCache
+	blocks   cache[string, map[string]bool]
+	groups   cache[string, standing]
+	members  cache[memberKey, part]
+	changes  changeLocks
 	receipts receipts
 	presence presence
 	pumps    chan struct{} // bounds the pages that pumps hold in memory
@@ -139,6 +148,8 @@ func New(st store.Store, cfg Config) *Engine {
 		pumps:   make(chan struct{}, concurrentPumps),
 	}
 	e.cfg.Store(&cfg)
+	e.initCaches()
+	e.changes.init()
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.queue.init(cfg.QueueMessages, cfg.QueueBytes)
 	e.receipts.init()
@@ -152,7 +163,8 @@ func New(st store.Store, cfg Config) *Engine {
 	return e
 }
 
-// Reconfigure replaces the settings that may change while running: window, acknowledgement, and the limits of users.
+// Reconfigure replaces the settings that may change while running: window, acknowledgement, and the limits of users
+// and groups.
 // Sizes, of messages and of the queue, and intervals keep their values.
 func (e *Engine) Reconfigure(cfg Config) {
 	cfg = cfg.withDefaults()

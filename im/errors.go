@@ -21,6 +21,7 @@ const (
 	Blocked        Code = "blocked"
 	Muted          Code = "muted"
 	GroupFull      Code = "group_full"
+	Exists         Code = "exists"
 	Conflict       Code = "conflict"
 	RateLimited    Code = "rate_limited"
 	Unavailable    Code = "unavailable"
@@ -53,6 +54,8 @@ func storeError(err error) *Error {
 		return nil
 	case errors.Is(err, store.ErrConflict):
 		return &Error{Conflict, "this cid was used for another message; the first one stands"}
+	case errors.Is(err, store.ErrNotMember):
+		return &Error{NotMember, "you are not a member of the group"}
 	case errors.Is(err, store.ErrNotFound):
 		return &Error{NotFound, "not found"}
 	case errors.Is(err, store.ErrCursor):

@@ -3,6 +3,7 @@ package im
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/mqim/mqim/store"
 )
@@ -53,4 +54,152 @@ func (e *Engine) readable(ctx context.Context, user string, conv store.Conv) ([]
 		return []store.Span{{From: 1, To: m.Spans[len(m.Spans)-1].To}}, nil
 	}
 	return m.Spans, nil
+}
+
+// standing is whether a group is there, as remembered in Engine.groups.
+type standing struct{ lives, large bool }
+
+// part is what a user is in a group, as remembered in Engine.members.
+type part struct {
+	role       store.Role
+	mutedUntil int64
+}
+
+type memberKey struct{ group, user string }
+
+func (e *Engine) readStanding(ctx context.Context, id string) (standing, error) {
+	g, err := e.store.Group(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return standing{}, nil
+	}
+	return standing{lives: g.Ended == 0, large: g.LargeFrom != 0}, err
+}
+
+func (e *Engine) readPart(ctx context.Context, k memberKey) (part, error) {
+	m, err := e.store.Member(ctx, k.group, k.user)
+	return part{m.Role, m.MutedUntil}, err
+}
+
+// forgetGroup has the caches read anew what a change was about.
+func (e *Engine) forgetGroup(ch *store.Change) {
+	keys := make([]memberKey, len(ch.Members))
+	for i := range ch.Members {
+		keys[i] = memberKey{ch.Group.ID, ch.Members[i].User}
+	}
+	e.groups.forget(ch.Group.ID)
+	e.members.forget(keys...)
+}
+
+// maySend says why user may not send to a group. Whether the user is a member is decided by the store, once more, when
+// the message is stored; this spares it what will be refused.
+func (e *Engine) maySend(id, user string) *Error {
+	g, err := e.groups.get(e.ctx, id)
+	if err != nil {
+		return e.failed("group", err)
+	}
+	if !g.lives {
+		return errorf(NotFound, "there is no group %q", clip(id))
+	}
+	m, err := e.members.get(e.ctx, memberKey{id, user})
+	switch {
+	case err != nil:
+		return e.failed("member", err)
+	case m.role == store.NoRole:
+		return errNotMember(id)
+	case m.mutedUntil > time.Now().UnixMilli():
+		return errorf(Muted, "you are muted in group %q until %d (Unix milliseconds)", id, m.mutedUntil)
+	}
+	return nil
+}
+
+func errNotMember(id string) *Error {
+	return errorf(NotMember, "you are not a member of group %q", clip(id))
+}
+
+// mayJoin says why a user may not be in one group more. Two joins at the same moment may both be let in by the last
+// place.
+func (e *Engine) mayJoin(user string) *Error {
+	max := e.cfg.Load().GroupsPerUser
+	if max == 0 {
+		return nil
+	}
+	// Whether a group has ended takes another read for each, so that is looked at only where it makes the difference.
+	for _, ended := range []bool{true, false} {
+		n, after := 0, ""
+		for {
+			list, next, err := e.store.Memberships(e.ctx, user, after, 512)
+			if err != nil {
+				return e.failed("groups of a user", err)
+			}
+			for _, m := range list {
+				if !m.Current {
+					continue
+				}
+				if !ended {
+					g, err := e.groups.get(e.ctx, m.Group)
+					if err != nil {
+						return e.failed("group", err)
+					}
+					if !g.lives {
+						continue
+					}
+				}
+				n++
+			}
+			if after = next; n >= max || next == "" {
+				break
+			}
+		}
+		if n < max {
+			return nil
+		}
+	}
+	return errorf(RateLimited, "%s is in %d groups already, the limit", user, max)
+}
+
+// groupState is what the sender of a message to a group learns of it: sent when a device of another member reads, else
+// queued. The readers of a large group, and of a message that was stored before, are not counted.
+func (e *Engine) groupState(p *pending) string {
+	if p.Inboxes == nil {
+		return "sent"
+	}
+	for _, ref := range p.Inboxes {
+		if ref.User == p.From {
+			continue
+		}
+		if u := e.user(ref.User); u != nil && u.readers.Load() > 0 {
+			return "sent"
+		}
+	}
+	return "queued"
+}
+
+// announce tells the devices of those concerned, as far as they are connected, of a change of their group.
+func (e *Engine) announce(p *pending) {
+	b := append([]byte(nil), `{"type":"group"`...)
+	b = appendConv(b, "", p.Conv)
+	b = appendUint(b, "cseq", p.Cseq)
+	b = append(append(b, ','), p.Body[1:]...)
+	for _, name := range e.groupAudience(p) {
+		if u := e.user(name); u != nil && u.events.Load() > 0 {
+			u.notify(e, Events, b, nil)
+		}
+	}
+}
+
+// groupAudience lists who is told of a change: the members, and who leaves with it.
+func (e *Engine) groupAudience(p *pending) []string {
+	var list []string
+	for _, ref := range p.Inboxes {
+		list = append(list, ref.User)
+	}
+	if list == nil {
+		list = append(list, p.attach...)
+		for i := range p.Change.Members {
+			if m := &p.Change.Members[i]; m.Role == store.NoRole {
+				list = append(list, m.User)
+			}
+		}
+	}
+	return list
 }

@@ -15,14 +15,28 @@ type pending struct {
 	peer   string // the other side of a direct conversation
 
 	op    func(*store.Batch) // instead of a message: adds to the batch
-	after func(error)        // and is told what became of it
+	after func(error)        // is told what became of op, or of a message that has no dev
+
+	attach []string // of a change that makes its group large: who is in it from then on
 }
 
 // pendingBytes is what a pending costs beside its body.
 const pendingBytes = 512
 
 // size is what it counts for in the queue.
-func (p *pending) size() int { return len(p.Body) + pendingBytes }
+func (p *pending) size() int {
+	n := len(p.Body) + pendingBytes
+	if p.Change != nil {
+		n += memberBytes*len(p.Change.Members) + nameBytes*len(p.attach)
+	}
+	return n
+}
+
+// What a member of a change, and a name, cost at most.
+const (
+	memberBytes = 192
+	nameBytes   = 80
+)
 
 // queue is the bounded queue in front of the committer. The committer takes all of it at once, so a lock is held for
 // an append or a swap, never for work.

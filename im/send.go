@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -127,6 +128,8 @@ func (d *Device) prepare(p *pending, addr string, ttl int64) *Error {
 		return errorf(BadRequest, "type: want at most %d bytes, found %d", maxType, len(p.Type))
 	case !utf8.ValidString(p.Cid) || !utf8.ValidString(p.Type):
 		return errorf(BadRequest, "cid and type must be UTF-8")
+	case strings.HasPrefix(p.Type, "sys."):
+		return errorf(Forbidden, "type: what begins with sys. comes from the server alone")
 	case cfg.MessageBytes > 0 && len(p.Body) > cfg.MessageBytes:
 		return errorf(TooLarge, "body of %d bytes, the limit is %d", len(p.Body), cfg.MessageBytes)
 	}
@@ -136,18 +139,12 @@ func (d *Device) prepare(p *pending, addr string, ttl int64) *Error {
 	if serr := e.store.Healthy(); serr != nil {
 		return errUnavailable
 	}
-	p.Conv = conv
-	if p.peer = conv.Peer(p.From); p.peer == "" {
-		return errorf(NotFound, "there is no group %q", clip(addr[2:]))
+	p.Conv, p.peer = conv, conv.Peer(p.From)
+	if p.Cid != "" {
+		p.Hash = hash(conv, p.Encoding, p.Body)
 	}
-	if p.peer != p.From {
-		blocked, serr := e.blocked(e.ctx, p.peer, p.From)
-		if serr != nil {
-			return e.failed("block list", serr)
-		}
-		if blocked {
-			return errorf(Blocked, "%s has blocked you", p.peer)
-		}
+	if err := d.entitled(p); err != nil {
+		return err
 	}
 	p.TS = time.Now().UnixMilli()
 	if ttl > 0 {
@@ -160,13 +157,41 @@ func (d *Device) prepare(p *pending, addr string, ttl int64) *Error {
 			return errorf(Expired, "the message's time to live was over before it arrived")
 		}
 	}
-	if p.Cid != "" {
-		p.Hash = hash(conv, p.Encoding, p.Body)
-	}
-	if p.peer == p.From {
+	switch p.peer {
+	case "": // a group: the store knows who is in it when the message is stored
+	case p.From:
 		p.Inboxes = []store.InboxRef{{User: p.From}}
-	} else {
+	default:
 		p.Inboxes = []store.InboxRef{{User: p.peer}, {User: p.From}}
+	}
+	return nil
+}
+
+// entitled says why the sender may not write to the conversation, as far as is known before the message is stored.
+func (d *Device) entitled(p *pending) *Error {
+	e := d.e
+	switch p.peer {
+	case p.From:
+		return nil
+	case "":
+		id, _ := p.Conv.Group()
+		err := e.maySend(id, p.From)
+		if err != nil && err.Code != Unavailable && p.Cid != "" {
+			// A message that was stored before its sender lost the right is answered again.
+			if _, _, ok, serr := e.store.Sent(e.ctx, p.From, p.Cid); serr != nil {
+				return e.failed("cid", serr)
+			} else if ok {
+				return nil
+			}
+		}
+		return err
+	}
+	blocked, err := e.blocked(e.ctx, p.peer, p.From)
+	if err != nil {
+		return e.failed("block list", err)
+	}
+	if blocked {
+		return errorf(Blocked, "%s has blocked you", p.peer)
 	}
 	return nil
 }
