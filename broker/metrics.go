@@ -166,6 +166,12 @@ func (m *metrics) collect(s *Server) {
 			ConstLabels: prometheus.Labels{"cause": cause},
 		}, func() float64 { return float64(level()) }))
 	})
+	for name, entries := range s.engine.CacheEntries() {
+		m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "mqim_cache_entries", Help: "What is remembered of what the store holds, by what it is.",
+			ConstLabels: prometheus.Labels{"cache": name},
+		}, func() float64 { return float64(entries()) }))
+	}
 	m.reg.MustRegister(&storeCollector{s: s})
 }
 

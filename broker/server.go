@@ -147,7 +147,8 @@ func engineConfig(c *config.Config) im.Config {
 		Window: c.Delivery.Window, AckTimeout: c.Delivery.AckTimeout.D(), MaxAttempts: c.Delivery.MaxAttempts,
 		MessageBytes: int(c.Limits.MessageBytes), CommandBytes: int(c.Limits.CommandBytes),
 		SendsPerSecond: float64(c.Limits.SendsPerSecond), SendBurst: c.Limits.SendBurst,
-		DevicesPerUser: c.Limits.DevicesPerUser,
+		DevicesPerUser: c.Limits.DevicesPerUser, GroupsPerUser: c.Limits.GroupsPerUser,
+		GroupSmallMax: c.Group.SmallMax, GroupLargeMax: c.Group.LargeMax,
 	}
 }
 

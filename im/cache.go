@@ -17,7 +17,9 @@ type cache[K comparable, V any] struct {
 	young, old map[K]V
 }
 
-func (c *cache[K, V]) init(max int, read func(context.Context, K) (V, error)) { c.max, c.read = max, read }
+func (c *cache[K, V]) init(max int, read func(context.Context, K) (V, error)) {
+	c.max, c.read = max, read
+}
 
 // get returns the value of k, which is shared: it must not be modified.
 func (c *cache[K, V]) get(ctx context.Context, k K) (V, error) {

@@ -75,8 +75,8 @@ type groupEdit struct {
 // groupChange is a change that a command asks for.
 type groupChange struct {
 	group  string
-	users  []string                                    // of each the part in the group is read
-	cid    string                                      // under which the store knows it; "": repeating it does no harm
+	users  []string                                // of each the part in the group is read
+	cid    string                                  // under which the store knows it; "": repeating it does no harm
 	decide func(v *groupView) (*groupEdit, *Error) // nil: there is nothing to do; it may be called any number of times
 }
 

@@ -135,13 +135,15 @@ values.bad.yaml:9:23: inbox.max_messages: found -1, expected at least 0
 values.bad.yaml:9:32: inbox.ttl: found -1h, expected at least 0s
 values.bad.yaml:10:16: history.ttl: found -1s, expected at least 0s
 values.bad.yaml:11:18: dedupe.window: found 0s, expected at least 1ms
-values.bad.yaml:12:37: group.large_max: found 10, expected at least group.small_max, which is 1000
+values.bad.yaml:12:20: group.small_max: found 10001, expected 1 to 10000
+values.bad.yaml:12:38: group.large_max: found 10, expected at least group.small_max, which is 10001
 values.bad.yaml:14:18: limits.message_bytes: found 1GiB, expected 0 to 268435455
 values.bad.yaml:15:21: limits.sends_per_second: found -1, expected at least 0
 values.bad.yaml:16:20: limits.connect_timeout: found -5s, expected at least 0s
 values.bad.yaml:17:15: limits.keep_alive: found 1.5s, expected 0s or whole seconds, 1s to 12h
-values.bad.yaml:18:14: log.level: found "loud", expected debug, info, warn or error
-values.bad.yaml:18:28: log.format: found "xml", expected text or json`,
+values.bad.yaml:18:20: limits.groups_per_user: found -1, expected at least 0
+values.bad.yaml:19:14: log.level: found "loud", expected debug, info, warn or error
+values.bad.yaml:19:28: log.format: found "xml", expected text or json`,
 }
 
 func TestBadFiles(t *testing.T) {

@@ -62,7 +62,7 @@ func Default() *Config {
 		Dedupe:   Dedupe{Window: Duration(168 * time.Hour)},
 		Group:    Group{SmallMax: 500, LargeMax: 100000},
 		Limits: Limits{
-			MessageBytes: 256 << 10, CommandBytes: 512 << 10, SendsPerSecond: 200, SendBurst: 400, DevicesPerUser: 100,
+			MessageBytes: 256 << 10, CommandBytes: 512 << 10, SendsPerSecond: 200, SendBurst: 400, DevicesPerUser: 100, GroupsPerUser: 1000,
 			RetainedMessages: 1000000,
 			ConnectTimeout:   Duration(5 * time.Second), WriteTimeout: Duration(10 * time.Second), WriteBuffer: 1 << 20,
 			ConnectBacklog: 10000, Subscriptions: 10000, TopicLevels: 200, CommitDelay: Duration(time.Second),
@@ -258,6 +258,7 @@ type Limits struct {
 	Connections       int      `yaml:"connections"`
 	ConnectsPerSecond int      `yaml:"connects_per_second"`
 	DevicesPerUser    int      `yaml:"devices_per_user"`
+	GroupsPerUser     int      `yaml:"groups_per_user"` // that a user is in
 	RetainedMessages  int      `yaml:"retained_messages"`
 	ConnectTimeout    Duration `yaml:"connect_timeout"` // from the connection to its CONNECT packet
 	KeepAlive         Duration `yaml:"keep_alive"`      // the longest, in whole seconds; 0: any

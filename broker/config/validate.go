@@ -334,7 +334,7 @@ func (d Delivery) validate(v *validator) {
 }
 
 func (g Group) validate(v *validator) {
-	v.number("group.small_max", g.SmallMax, 1, 100_000)
+	v.number("group.small_max", g.SmallMax, 1, 10_000)
 	v.number("group.large_max", g.LargeMax, 1, 10_000_000)
 	if g.LargeMax < g.SmallMax {
 		v.fail("group.large_max", "found %d, expected at least group.small_max, which is %d", g.LargeMax, g.SmallMax)
@@ -350,6 +350,7 @@ func (l Limits) validate(v *validator) {
 	v.number("limits.connections", l.Connections, 0, 0)
 	v.number("limits.connects_per_second", l.ConnectsPerSecond, 0, 0)
 	v.number("limits.devices_per_user", l.DevicesPerUser, 0, 0)
+	v.number("limits.groups_per_user", l.GroupsPerUser, 0, 0)
 	v.number("limits.retained_messages", l.RetainedMessages, 0, 0)
 	v.number("limits.connections_per_address", l.ConnectionsPerAddress, 0, 0)
 	v.number("limits.connections_per_user", l.ConnectionsPerUser, 0, 0)
