@@ -43,7 +43,6 @@ type Device struct {
 	session Session
 	resumed bool // it goes on where an earlier connection was
 	touched bool // the deliverer's
-	started time.Time
 	chans   atomic.Uint32
 
 	// Guarded by u.mu.
@@ -61,6 +60,7 @@ type Device struct {
 	armed    bool
 	armedAt  int64           // when check runs, Unix milliseconds
 	watching map[string]bool // presence
+	nonce    string          // names a session that ends with the connection; made by onceCid
 }
 
 // Connect tells the engine that a device of user is there. The device gets nothing until SetProfile. An earlier
@@ -88,7 +88,7 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 		}
 	}
 	now := time.Now().UnixMilli()
-	d := &Device{e: e, u: u, id: device, link: link, session: s, started: time.Now(), progress: now}
+	d := &Device{e: e, u: u, id: device, link: link, session: s, progress: now}
 
 	alive := found && (rec.Expires == 0 || rec.Expires > now)
 	u.mu.Lock()

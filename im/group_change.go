@@ -2,10 +2,10 @@ package im
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -278,7 +278,10 @@ func (d *Device) onceCid(c *command) string {
 	session := ""
 	d.u.mu.Lock()
 	if !d.session.Persistent { // it is over with the connection, and the next one counts its rids anew
-		session = "\x00" + strconv.FormatInt(d.started.UnixNano(), 36)
+		if d.nonce == "" {
+			d.nonce = "\x00" + rand.Text()
+		}
+		session = d.nonce
 	}
 	d.u.mu.Unlock()
 	return fmt.Sprintf("%s%s%s\x00%s\x00%016x", ownCid, d.id, session, c.Rid, h.Sum64())

@@ -138,7 +138,8 @@ func TestSendRefused(t *testing.T) {
 			w.refused(c.code, a, "send", "%s", c.payload)
 		}
 		w.refused(UnknownCommand, a, "sned", `{}`)
-		w.refused(UnknownCommand, a, "group.create", `{"name":"x"}`)
+		w.refused(UnknownCommand, a, "group.destroy", `{"group":"x"}`)
+		w.refused(Forbidden, a, "send", `{"to":"u/bob","type":"sys.group","body":1}`)
 		if r := w.refused(BadRequest, a, "send", `{"rid":"7","cid":"c","to":"u/bob"}`); r.Rid != "7" || r.Cid != "c" {
 			t.Errorf("got %+v, want rid and cid echoed", r)
 		}
