@@ -152,7 +152,7 @@ func TestEarlyAck(t *testing.T) {
 		early(8)
 		w.ok(b, nil, "ack", `{"seq":9}`) // jumps over it
 		b.dev.u.mu.Lock()
-		left := len(b.dev.early)
+		left := len(b.dev.inbox.early)
 		b.dev.u.mu.Unlock()
 		if left != 0 {
 			t.Errorf("%d early acks are left behind the cursor", left)

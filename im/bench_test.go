@@ -74,10 +74,13 @@ type nullLink struct {
 	done atomic.Int64
 }
 
-func (l *nullLink) Deliver(e store.Entry, _ Profile, _ int) bool { l.last.Store(e.Seq); return true }
-func (l *nullLink) Answer(Ticket, []byte, *Error)                { l.done.Add(1) }
-func (l *nullLink) Notify(Channel, []byte) bool                  { return true }
-func (l *nullLink) Close(CloseReason)                            {}
+func (l *nullLink) Deliver(e store.Entry, _ uint64, _ Profile, _ int) bool {
+	l.last.Store(e.Seq)
+	return true
+}
+func (l *nullLink) Answer(Ticket, []byte, *Error) { l.done.Add(1) }
+func (l *nullLink) Notify(Channel, []byte) bool   { return true }
+func (l *nullLink) Close(CloseReason)             {}
 func (l *nullLink) Kick() {
 	if l.dev != nil {
 		_ = l.dev.ackSeq(l.last.Load())

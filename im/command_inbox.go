@@ -1,6 +1,7 @@
 package im
 
 import (
+	"errors"
 	"slices"
 	"strconv"
 	"time"
@@ -27,78 +28,106 @@ func (d *Device) cmdAck(c *command, _ Ticket) ([]byte, *Error) {
 	return nil, errorf(BadRequest, `ack: want one of "seq", "ids", "conv" with "cseq"`)
 }
 
-// ackSeq acknowledges everything up to seq, whether it was pushed or read by sync.
-func (d *Device) ackSeq(seq uint64) *Error {
+// ackSeq acknowledges everything in the inbox up to seq, whether it was pushed or read by sync.
+func (d *Device) ackSeq(seq uint64) *Error { return d.ackUpTo(&d.inbox, "seq", seq) }
+
+// ackUpTo acknowledges everything in s up to n, which the client calls field.
+func (d *Device) ackUpTo(s *stream, field string, n uint64) *Error {
 	u := d.u
 	u.mu.Lock()
-	if head := u.head; seq > head { // what a client has from sync may be ahead of the deliverer
+	if head := d.head(s); n > head { // what a client has from sync may be ahead of the deliverer
 		u.mu.Unlock()
-		box, err := d.e.store.Inbox(d.e.ctx, u.name)
+		stored, err := d.storedHead(s)
 		if err != nil {
-			return d.e.failed("inbox", err)
+			return d.e.failed("head", err)
 		}
-		if head = max(head, box.Head); seq > head {
-			return errorf(BadRequest, "seq: %d is in the future, the head is %d", seq, head)
+		if head = max(head, stored); n > head {
+			return errorf(BadRequest, "%s: %d is in the future, the head is %d", field, n, head)
 		}
 		u.mu.Lock()
-		u.head = max(u.head, head)
-	}
-	unseen := max(d.next-1, u.cursor) // acknowledged without having been pushed: the window does not know those
-	d.acked(func(s *slot) bool { return s.seq <= seq })
-	if seq >= d.next {
-		d.skipTo(seq + 1)
-		if d.win.len() == 0 {
-			d.moveCursor(seq)
+		if s.group != nil {
+			s.group.learn(s.group.spans, head)
+		} else {
+			u.head = max(u.head, head)
 		}
 	}
+	unseen := max(s.next-1, d.reached(s)) // acknowledged without having been pushed: the window does not know those
+	d.acked(func(of *stream, x *slot) bool { return of == s && x.seq <= n })
+	if n >= s.next {
+		s.skipTo(n + 1)
+		if s.win.len() == 0 {
+			d.moveCursor(s, n)
+		}
+	}
+	tell := s.group == nil || s.group.feed.receipts()
+	src := s.source()
 	d.pump()
 	u.mu.Unlock()
-	if seq > unseen {
-		return d.noteUnseen(unseen, seq)
+	if n > unseen && tell {
+		return d.noteUnseen(src, unseen, n)
 	}
 	return nil
 }
 
-// acked marks the messages in the window that match; u.mu is held.
-func (d *Device) acked(match func(*slot) bool) {
-	n := 0
-	for i := range d.win.len() {
-		if s := d.win.at(i); !s.acked && match(s) {
-			s.acked = true
-			n++
-		}
+// storedHead is the highest number of s in the store.
+func (d *Device) storedHead(s *stream) (uint64, error) {
+	if g := s.group; g != nil {
+		st, err := d.e.store.Conversation(d.e.ctx, d.u.name, g.conv)
+		return st.Head, err
 	}
-	d.e.m.Acked(n)
-	d.advance()
-	if d.resting {
-		d.resting = false
-		now := time.Now().UnixMilli()
-		for i := range d.win.len() {
-			if s := d.win.at(i); s.due != 0 { // those that the peer has taken
-				s.attempt = 0
-				s.due = now + d.backoff(0).Milliseconds()
+	box, err := d.e.store.Inbox(d.e.ctx, d.u.name)
+	return box.Head, err
+}
+
+// acked marks the messages in the windows that match; u.mu is held.
+func (d *Device) acked(match func(*stream, *slot) bool) {
+	n := 0
+	for k := range d.streams() {
+		s := d.stream(k)
+		for i := range s.win.len() {
+			if x := s.win.at(i); !x.acked && match(s, x) {
+				x.acked = true
+				n++
 			}
 		}
-		d.arm(now + d.backoff(0).Milliseconds())
+		d.advance(s)
+	}
+	d.e.m.Acked(n)
+	if d.resting {
+		d.wake()
 	}
 }
 
-// noteUnseen moves the delivered watermarks over the inbox entries in (after, upto], which the device had from sync.
-func (d *Device) noteUnseen(after, upto uint64) *Error {
+// wake has what the peer has taken sent again in its turn, after a rest; u.mu is held.
+func (d *Device) wake() {
+	d.resting = false
+	due := time.Now().UnixMilli() + d.backoff(0).Milliseconds()
+	for k := range d.streams() {
+		s := d.stream(k)
+		for i := range s.win.len() {
+			if x := s.win.at(i); x.due != 0 {
+				x.attempt, x.due = 0, due
+			}
+		}
+	}
+	d.arm(due)
+}
+
+// noteUnseen moves the delivered watermarks over the entries of src in (after, upto], which the device had from sync, and
+// tells their senders.
+func (d *Device) noteUnseen(src source, after, upto uint64) *Error {
 	var page []store.Entry
 	for after < upto {
+		var bound uint64
 		var err error
-		page, err = d.e.store.ReadInbox(d.e.ctx, d.u.name, after, 256, page[:0])
+		page, bound, err = d.e.read(d.e.ctx, d.u.name, src, after, upto, 256, page[:0])
 		if err != nil {
-			return d.e.failed("inbox", err)
-		}
-		if len(page) == 0 {
-			return nil
+			return d.e.failed("log", err)
 		}
 		now := time.Now().UnixMilli()
 		d.u.mu.Lock()
 		for _, e := range page {
-			if e.Seq > upto {
+			if bound = src.number(e); bound > upto {
 				break
 			}
 			if e.From != d.u.name && !e.Expired(now) { // sync leaves out what has expired
@@ -108,7 +137,7 @@ func (d *Device) noteUnseen(after, upto uint64) *Error {
 		}
 		d.e.markDirty(d.u)
 		d.u.mu.Unlock()
-		after = page[len(page)-1].Seq
+		after = max(bound, after+1)
 	}
 	return nil
 }
@@ -127,10 +156,10 @@ func (d *Device) ackIDs(ids []string) *Error {
 		want[id] = true
 	}
 	d.u.mu.Lock()
-	d.acked(func(s *slot) bool {
-		found := want[s.id]
+	d.acked(func(_ *stream, x *slot) bool {
+		found := want[x.id]
 		if found {
-			delete(want, s.id)
+			delete(want, x.id)
 		}
 		return found
 	})
@@ -156,17 +185,18 @@ func (d *Device) ackUnpushed(id int64, head uint64) *Error {
 	}
 	d.u.mu.Lock()
 	defer d.u.mu.Unlock()
-	if seq < d.next {
-		d.acked(func(s *slot) bool { return s.seq == seq })
+	s := &d.inbox
+	if seq < s.next {
+		d.acked(func(of *stream, x *slot) bool { return of == s && x.seq == seq })
 		return nil
 	}
-	if len(d.early) >= d.e.cfg.Load().Window {
+	if len(s.early) >= d.e.cfg.Load().Window {
 		return errorf(BadRequest, "ids: too many acknowledged out of order; acknowledge by seq")
 	}
-	if d.early == nil {
-		d.early = map[uint64]bool{}
+	if s.early == nil {
+		s.early = map[uint64]bool{}
 	}
-	d.early[seq] = true
+	s.early[seq] = true
 	return nil
 }
 
@@ -198,30 +228,43 @@ func (d *Device) seqOf(id int64, head uint64) (uint64, *Error) {
 	return 0, nil
 }
 
-// ackConv acknowledges what was pushed of a conversation up to cseq.
+// ackConv acknowledges what was pushed of a conversation up to cseq; of a large group also what was read by sync.
 func (d *Device) ackConv(conv store.Conv, cseq uint64) *Error {
-	st, err := d.e.store.Conversation(d.e.ctx, d.u.name, conv)
-	if err != nil {
-		return d.e.failed("conversation", err)
-	}
-	if cseq > st.Head {
-		return errorf(BadRequest, "cseq: %d is in the future, the head is %d", cseq, st.Head)
+	d.u.mu.Lock()
+	g := d.group(conv)
+	d.u.mu.Unlock()
+	if g != nil {
+		if err := d.ackUpTo(&g.stream, "cseq", cseq); err != nil {
+			return err
+		}
+	} else {
+		st, err := d.e.store.Conversation(d.e.ctx, d.u.name, conv)
+		if err != nil {
+			return d.e.failed("conversation", err)
+		}
+		if cseq > st.Head {
+			return errorf(BadRequest, "cseq: %d is in the future, the head is %d", cseq, st.Head)
+		}
 	}
 	d.u.mu.Lock()
 	defer d.u.mu.Unlock()
-	d.acked(func(s *slot) bool { return s.conv == conv && s.cseq <= cseq })
+	d.acked(func(_ *stream, x *slot) bool { return x.conv == conv && x.cseq <= cseq })
 	d.pump()
 	return nil
 }
 
-// cmdSync reads the inbox. Nothing moves by it: the client acknowledges what it has taken.
+// cmdSync reads the inbox, or the log of a large group. Nothing moves by it: the client acknowledges what it has taken.
 func (d *Device) cmdSync(c *command, _ Ticket) ([]byte, *Error) {
 	limit, rerr := c.limit(100, 500)
 	if rerr != nil {
 		return nil, rerr
 	}
+	if c.Conv != "" {
+		return d.syncGroup(c, limit)
+	}
 	d.u.mu.Lock()
-	after := d.cursor
+	after := d.inbox.cursor
+	groups := d.groupsBehind()
 	d.u.mu.Unlock()
 	if c.After != nil {
 		after = *c.After
@@ -234,12 +277,117 @@ func (d *Device) cmdSync(c *command, _ Ticket) ([]byte, *Error) {
 	if err != nil {
 		return nil, d.e.failed("inbox", err)
 	}
-	now := time.Now().UnixMilli()
+	trimmed := box.Trimmed
+	if len(page) > 0 {
+		trimmed = page[0].Seq - 1 // age may have taken more than the state says
+	}
 	last := max(after, box.Trimmed)
-	b := append([]byte(nil), `{"messages":[`...)
+	if n := len(page); n > 0 {
+		last = page[n-1].Seq
+	}
+	b := d.appendPage(nil, page, box.Head, last)
+	if after < trimmed {
+		b = appendTrimmed(b, after+1, trimmed)
+	}
+	return append(append(b, groups...), '}'), nil
+}
+
+// groupsBehind is the field "groups" of the reply to sync: the large groups of which the device has not acknowledged
+// all. It is empty where there are none; u.mu is held.
+func (d *Device) groupsBehind() (b []byte) {
+	for _, g := range d.groups {
+		if g.cursor >= g.head {
+			continue
+		}
+		if b == nil {
+			b = append(b, `,"groups":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		b = append(b, `{"conv":`...)
+		b = appendString(b, string(g.conv))
+		b = appendUint(b, "cursor", g.cursor)
+		b = append(appendUint(b, "head", g.head), '}')
+	}
+	if b != nil {
+		b = append(b, ']')
+	}
+	return b
+}
+
+// syncGroup reads a large group's log, as far as the user was there for it. What it had before it was large lies in the
+// inbox.
+func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
+	e, user := d.e, d.u.name
+	conv, rerr := ParseAddress(user, c.Conv)
+	if rerr != nil {
+		return nil, rerr
+	}
+	id, ok := conv.Group()
+	if !ok {
+		return nil, errorf(BadRequest, "conv: %s is no group; its messages are in the inbox", c.Conv)
+	}
+	g, err := e.store.Group(e.ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, errorf(NotFound, "there is no group %q", id)
+	}
+	if err != nil {
+		return nil, e.failed("group", err)
+	}
+	st, err := e.store.Conversation(e.ctx, user, conv) // before the spans: see store.Stream
+	if err != nil {
+		return nil, e.failed("conversation", err)
+	}
+	m, rerr := e.member(e.ctx, id, user)
+	switch {
+	case rerr != nil:
+		return nil, rerr
+	case len(m.Spans) == 0:
+		return nil, errorf(NotMember, "you are not a member of group %q", id)
+	case g.LargeFrom == 0:
+		return nil, errorf(BadRequest, "conv: group %q is not large; its messages are in the inbox", id)
+	}
+	after := st.Head
+	d.u.mu.Lock()
+	if s := d.group(conv); s != nil {
+		after = s.cursor
+	}
+	d.u.mu.Unlock()
+	if c.After != nil {
+		after = *c.After
+	}
+	after = max(after, g.LargeFrom-1)
+	src := source{conv: conv, spans: m.Spans}
+	first := visible(src.spans, after+1)
+	var page []store.Entry
+	last := after
+	for last < st.Head && len(page) < limit {
+		n := len(page)
+		page, last, err = e.read(e.ctx, user, src, last, st.Head, limit-n, page)
+		if err != nil {
+			return nil, e.failed("history", err)
+		}
+		if len(page) > n {
+			last = page[len(page)-1].Cseq
+		}
+	}
+	b := d.appendPage(nil, page, st.Head, last)
+	gone := last
+	if len(page) > 0 {
+		gone = page[0].Cseq - 1
+	}
+	if gone >= first && e.lost(e.ctx, src, first-1) {
+		b = appendTrimmed(b, first, gone)
+	}
+	return append(b, '}'), nil
+}
+
+// appendPage appends the reply to sync, but for its end: what has expired is left out, last is where to go on.
+func (d *Device) appendPage(b []byte, page []store.Entry, head, last uint64) []byte {
+	now := time.Now().UnixMilli()
+	b = append(b, `{"messages":[`...)
 	n := 0
 	for _, e := range page {
-		last = e.Seq
 		if e.Expired(now) {
 			continue
 		}
@@ -249,21 +397,16 @@ func (d *Device) cmdSync(c *command, _ Ticket) ([]byte, *Error) {
 		b = AppendMessage(b, d.u.name, e.Seq, e.Message, 0)
 	}
 	b = append(b, ']')
-	b = appendUint(b, "head", box.Head)
-	b = appendBool(b, "more", last < box.Head)
+	b = appendUint(b, "head", head)
+	b = appendBool(b, "more", last < head)
 	b = appendUint(b, "next", last)
-	b = appendField(b, "epoch", d.e.store.Epoch())
-	trimmed := box.Trimmed
-	if len(page) > 0 {
-		trimmed = page[0].Seq - 1 // age may have taken more than the state says
-	}
-	if after < trimmed {
-		b = append(b, `,"trimmed":{"from":`...)
-		b = strconv.AppendUint(b, after+1, 10)
-		b = appendUint(b, "to", trimmed)
-		b = append(b, '}')
-	}
-	return append(b, '}'), nil
+	return appendField(b, "epoch", d.e.store.Epoch())
+}
+
+func appendTrimmed(b []byte, from, to uint64) []byte {
+	b = append(b, `,"trimmed":{"from":`...)
+	b = strconv.AppendUint(b, from, 10)
+	return append(appendUint(b, "to", to), '}')
 }
 
 func appendBool(b []byte, key string, val bool) []byte {

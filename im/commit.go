@@ -114,7 +114,7 @@ func (e *Engine) answer(p *pending, scratch []byte) []byte {
 	return scratch
 }
 
-// state is what the sender learns of its message: queued, sent or delivered.
+// state is what the sender learns of its message: queued, sent or delivered; in a group it is sent.
 func (e *Engine) state(p *pending) string {
 	if p.peer == "" {
 		return e.groupState(p)
@@ -153,6 +153,10 @@ func (p *pending) appendReply(b []byte, state string) []byte {
 
 // offer hands a committed message to the devices of its recipients that are connected.
 func (e *Engine) offer(p *pending, touched *links) {
+	if _, ok := p.Conv.Group(); ok && len(p.Inboxes) == 0 {
+		e.offerLarge(p, touched)
+		return
+	}
 	queued := false
 	for _, ref := range p.Inboxes {
 		u := e.user(ref.User)
@@ -166,7 +170,7 @@ func (e *Engine) offer(p *pending, touched *links) {
 		u.mu.Lock()
 		u.head = max(u.head, ref.Seq)
 		for _, d := range u.devices {
-			if d.offer(store.Entry{Seq: ref.Seq, Message: &p.Message}) {
+			if d.offer(&d.inbox, store.Entry{Seq: ref.Seq, Message: &p.Message}) {
 				touched.add(d)
 			}
 		}
@@ -179,7 +183,10 @@ func (e *Engine) offer(p *pending, touched *links) {
 
 // links collects the devices that a batch wrote to, so that each is sent its packets in one go. It belongs to the
 // deliverer.
-type links struct{ list []*Device }
+type links struct {
+	list    []*Device
+	streams []*groupStream // scratch
+}
 
 func (l *links) add(d *Device) {
 	if !d.touched {

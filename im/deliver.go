@@ -1,7 +1,6 @@
 package im
 
 import (
-	"maps"
 	"time"
 
 	"github.com/mqim/mqim/store"
@@ -12,41 +11,43 @@ func (d *Device) room() int {
 	if d.closed || d.profile == None || d.blocked || d.resting {
 		return 0
 	}
-	return d.e.cfg.Load().Window - d.win.len()
+	return d.e.cfg.Load().Window - d.held
 }
 
 // offer hands over a message that has just become durable, if the device is waiting for exactly this one; otherwise
 // the device's pump reads it from the log in its turn. It reports whether something was written. u.mu is held.
-func (d *Device) offer(e store.Entry) bool {
-	if d.pumping || d.next != e.Seq {
+func (d *Device) offer(s *stream, e store.Entry) bool {
+	if d.pumping || s.next != s.number(e) || s.group != nil && d.inbox.next <= d.u.head {
 		d.pump()
 		return false
 	}
-	return d.room() > 0 && d.hand(e, time.Now().UnixMilli())
+	return d.room() > 0 && d.hand(s, e, time.Now().UnixMilli())
 }
 
-// hand hands over the message at d.next or passes over it, if the device is not to see it. It returns false when the
+// hand hands over the message at s.next or passes over it, if the device is not to see it. It returns false when the
 // link has no room. u.mu is held.
-func (d *Device) hand(e store.Entry, now int64) bool {
-	s := slot{seq: e.Seq, id: e.ID, cseq: e.Cseq, conv: e.Conv, from: e.From, cid: e.Cid, sent: now}
+func (d *Device) hand(s *stream, e store.Entry, now int64) bool {
+	n := s.number(e)
+	x := slot{seq: n, id: e.ID, cseq: e.Cseq, conv: e.Conv, from: e.From, cid: e.Cid, sent: now}
 	switch {
-	case d.early[e.Seq]:
-		s.acked = true
-		delete(d.early, e.Seq)
+	case s.early[n]:
+		x.acked = true
+		delete(s.early, n)
 	case d.passes(e, now):
-		s.acked, s.passed = true, true
-	case !d.link.Deliver(e, d.profile, 0):
+		x.acked, x.passed = true, true
+	case !d.link.Deliver(e, s.place(n), d.profile, 0):
 		d.blocked = true
 		return false
 	default:
 		d.e.m.Delivered(1)
-		s.profile = d.profile
+		x.profile = d.profile
 		d.arm(now + d.e.cfg.Load().AckTimeout.Milliseconds())
 	}
-	d.next = e.Seq + 1
-	d.win.push(s)
-	if s.acked && d.win.len() == 1 {
-		d.advance()
+	s.goTo(n + 1)
+	s.win.push(x)
+	d.held++
+	if x.acked && s.win.len() == 1 {
+		d.advance(s)
 	}
 	return true
 }
@@ -66,13 +67,13 @@ func (d *Device) passes(e store.Entry, now int64) bool {
 
 // pump starts the device's pump where it is behind and has room; u.mu is held.
 func (d *Device) pump() {
-	if d.pumping || d.next > d.u.head || d.room() <= 0 {
+	if d.pumping || d.behind() == nil || d.room() <= 0 {
 		return
 	}
 	d.pumping = d.e.spawn(d.pumpLoop)
 }
 
-// pumpLoop reads pages from the log until the device is caught up or has no room.
+// pumpLoop reads pages from the logs until the device is caught up or has no room.
 func (d *Device) pumpLoop() {
 	const page = 128
 	select {
@@ -84,26 +85,29 @@ func (d *Device) pumpLoop() {
 	var entries []store.Entry
 	for {
 		u.mu.Lock()
-		room := min(d.room(), page)
-		if room <= 0 || d.next > u.head || d.e.ctx.Err() != nil {
+		room, s := min(d.room(), page), d.behind()
+		if room <= 0 || s == nil || d.e.ctx.Err() != nil {
 			d.pumping = false
 			u.mu.Unlock()
 			return
 		}
-		after, head := d.next-1, u.head
+		after, head, src := s.next-1, d.head(s), s.source()
 		u.mu.Unlock()
 
+		var bound uint64
 		var err error
-		entries, err = d.e.store.ReadInbox(d.e.ctx, u.name, after, room, entries[:0])
+		entries, bound, err = d.e.read(d.e.ctx, u.name, src, after, head, room, entries[:0])
 		if err != nil {
 			if d.e.ctx.Err() == nil {
-				d.e.log.Error("inbox cannot be read", "user", u.name, "after", after, "error", err)
+				d.e.log.Error("log cannot be read", "user", u.name, "conv", src.conv, "after", after, "error", err)
 			}
 			d.retryPump()
 			return
 		}
+		gap := len(entries) == 0 || s.number(entries[0]) != after+1
+		lost := gap && d.e.lost(d.e.ctx, src, after)
 		u.mu.Lock()
-		ok := d.handPage(after, head, entries)
+		ok := d.handPage(s, after, bound, lost, entries)
 		if !ok {
 			d.pumping = false
 		}
@@ -124,14 +128,17 @@ func (d *Device) retryPump() {
 	d.arm(time.Now().Add(time.Second).UnixMilli())
 }
 
-// handPage hands over a page that was read after the seq given, when the head was known to be at head or further on.
-// It returns false when the pump is to stop. u.mu is held.
-func (d *Device) handPage(after, head uint64, entries []store.Entry) bool {
-	if d.next != after+1 {
+// handPage hands over a page of s that was read after the number given and up to bound. lost says that what is missing
+// in front of it is gone. It returns false when the pump is to stop. u.mu is held.
+func (d *Device) handPage(s *stream, after, bound uint64, lost bool, entries []store.Entry) bool {
+	if s.next != after+1 {
 		return true // an acknowledgement has moved it meanwhile
 	}
+	if s.group != nil {
+		d.turn = int(s.group.base>>placeBits) % len(d.groups)
+	}
 	if len(entries) == 0 {
-		d.trimmed(head) // not u.head: what was committed since the page was read is there
+		d.passOver(s, bound, lost) // not the head: what was committed since the page was read is there
 		return true
 	}
 	now := time.Now().UnixMilli()
@@ -139,40 +146,43 @@ func (d *Device) handPage(after, head uint64, entries []store.Entry) bool {
 		if d.room() <= 0 {
 			return false
 		}
-		d.u.head = max(d.u.head, e.Seq) // the log may be ahead of the deliverer
-		if e.Seq != d.next {
-			d.trimmed(e.Seq - 1)
+		if s.group == nil {
+			d.u.head = max(d.u.head, e.Seq) // the log may be ahead of the deliverer
 		}
-		if !d.hand(e, now) {
+		if n := s.number(e); n > s.next {
+			d.passOver(s, n-1, lost)
+		}
+		if !d.hand(s, e, now) {
 			return false
 		}
+		lost = s.group == nil // the gap that may be there further on, too, is what the user has deleted
 	}
 	return true
 }
 
-// trimmed tells the device that what it has not seen up to seq is gone from the inbox, and goes on after it. u.mu is held.
-func (d *Device) trimmed(upto uint64) {
-	from := d.next
-	d.skipTo(upto + 1)
-	if d.win.len() == 0 {
-		d.moveCursor(upto)
+// passOver goes on after a gap in s. Where messages are lost in it the device is told. u.mu is held.
+func (d *Device) passOver(s *stream, upto uint64, lost bool) {
+	from := s.next
+	s.skipTo(upto + 1)
+	if s.win.len() == 0 {
+		d.moveCursor(s, upto)
+	}
+	if !lost {
+		return
 	}
 	d.e.m.Dropped("inbox_trimmed")
 	if !d.wants(Events) {
 		return
 	}
 	b := append([]byte(nil), `{"type":"inbox.trimmed"`...)
+	if s.group != nil {
+		b = appendConv(b, d.u.name, s.group.conv)
+	}
 	b = appendUint(b, "from", from)
 	b = appendUint(b, "to", upto)
 	if !d.link.Notify(Events, append(b, '}')) {
 		d.e.m.Dropped("event")
 	}
-}
-
-// skipTo goes on at seq; u.mu is held.
-func (d *Device) skipTo(seq uint64) {
-	d.next = seq
-	maps.DeleteFunc(d.early, func(s uint64, _ bool) bool { return s < seq })
 }
 
 // Ready tells that the link has room again, after Deliver returned false.
@@ -183,25 +193,25 @@ func (d *Device) Ready() {
 	d.pump()
 }
 
-// Taken tells that the peer has the message seq. In the plain profile that is the acknowledgement.
-func (d *Device) Taken(seq uint64) {
+// Taken tells that the peer has the message of that place. In the plain profile that is the acknowledgement.
+func (d *Device) Taken(place uint64) {
 	u := d.u
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	d.progress = time.Now().UnixMilli()
-	i, ok := d.find(seq)
+	s, i, ok := d.find(place)
 	if !ok {
 		return
 	}
-	s := d.win.at(i)
-	if s.profile == IM { // as it was sent: the device may read in another profile by now, or not at all
-		s.due = d.progress + d.backoff(s.attempt).Milliseconds()
+	x := s.win.at(i)
+	if x.profile == IM { // as it was sent: the device may read in another profile by now, or not at all
+		x.due = d.progress + d.backoff(x.attempt).Milliseconds()
 		return
 	}
 	d.e.m.Acked(1)
-	s.acked = true
+	x.acked = true
 	if i == 0 {
-		d.advance()
+		d.advance(s)
 	}
 	d.resting = false
 	d.pump()
@@ -209,71 +219,25 @@ func (d *Device) Taken(seq uint64) {
 
 // TooLarge tells that a message is larger than the peer can take. It is passed over: the device will not see it, and its
 // sender is told nothing.
-func (d *Device) TooLarge(seq uint64) {
+func (d *Device) TooLarge(place uint64) {
 	d.u.mu.Lock()
 	defer d.u.mu.Unlock()
-	i, ok := d.find(seq)
+	s, i, ok := d.find(place)
 	if !ok {
 		return
 	}
 	d.e.m.Dropped("too_large")
-	s := d.win.at(i)
-	s.acked, s.passed = true, true
+	d.pass(s, i)
+}
+
+// pass passes over the i-th message of the window of s, which the device will not see; u.mu is held.
+func (d *Device) pass(s *stream, i int) {
+	x := s.win.at(i)
+	x.acked, x.passed = true, true
 	if i == 0 {
-		d.advance()
+		d.advance(s)
 	}
 	d.pump()
-}
-
-func (d *Device) find(seq uint64) (int, bool) {
-	i := d.win.search(seq)
-	return i, i < d.win.len() && d.win.at(i).seq == seq
-}
-
-// advance moves the cursor over what is acknowledged; u.mu is held.
-func (d *Device) advance() {
-	n := 0
-	var news *slot // a run of one sender's messages makes one receipt
-	for n < d.win.len() && d.win.at(n).acked {
-		if s := d.win.at(n); d.isNews(s) {
-			if news != nil && news.conv != s.conv {
-				d.noteAcked(news)
-			}
-			news = s
-		}
-		n++
-	}
-	if n == 0 {
-		return
-	}
-	if news != nil {
-		d.noteAcked(news)
-	}
-	d.win.drop(n)
-	if d.win.len() == 0 {
-		d.moveCursor(d.next - 1)
-	} else {
-		d.moveCursor(d.win.at(0).seq - 1) // over a trimmed gap, too
-	}
-}
-
-// moveCursor moves the device's cursor and the user's with it; u.mu is held.
-func (d *Device) moveCursor(to uint64) {
-	d.cursor = max(d.cursor, to)
-	d.u.cursor = max(d.u.cursor, d.cursor)
-	d.e.markDirty(d.u)
-}
-
-// isNews reports whether this is the first of the user's devices to acknowledge what another user has sent; u.mu is held.
-func (d *Device) isNews(s *slot) bool {
-	return !s.passed && s.seq > d.u.cursor && s.from != d.u.name
-}
-
-// noteAcked moves the delivered watermark and tells the sender; u.mu is held.
-func (d *Device) noteAcked(s *slot) {
-	u := d.u
-	u.noteDelivered(s.conv, s.cseq)
-	d.e.receipts.add(d.e, s.from, receipt{conv: s.conv, cseq: s.cseq, id: s.id, cid: s.cid, state: "delivered", by: u.name})
 }
 
 func (d *Device) backoff(attempt uint8) time.Duration {
@@ -299,7 +263,6 @@ func (d *Device) arm(at int64) {
 // connection is ended, and the session resumes from its cursor on the next.
 func (d *Device) check() {
 	u, e := d.u, d.e
-	cfg := e.cfg.Load()
 	now := time.Now().UnixMilli()
 	var again []uint64
 	u.mu.Lock()
@@ -309,34 +272,24 @@ func (d *Device) check() {
 		return
 	}
 	next := int64(-1)
-	for i := range d.win.len() {
-		s := d.win.at(i)
-		due := s.due
-		switch {
-		case s.acked:
-			continue
-		case due == 0:
-			due = max(s.sent, d.progress) + cfg.AckTimeout.Milliseconds()
-			if due <= now {
+	for k := range d.streams() {
+		s := d.stream(k)
+		for i := range s.win.len() {
+			due, stuck := d.look(s.win.at(i), now)
+			if stuck {
+				x := *s.win.at(i)
 				u.mu.Unlock()
-				e.log.Info("device does not acknowledge, closing", "user", u.name, "device", d.id, "seq", s.seq)
+				e.log.Info("device does not acknowledge, closing", "user", u.name, "device", d.id, "conv", x.conv, "cseq", x.cseq)
 				d.link.Close(CloseNoAck)
 				return
 			}
-		case d.resting || d.profile == None:
-			continue
-		case due > now:
-		case int(s.attempt) >= cfg.MaxAttempts:
-			d.resting = true
-			continue
-		default:
-			s.attempt++
-			s.due = now + d.backoff(s.attempt).Milliseconds()
-			again = append(again, s.seq)
-			due = now + cfg.AckTimeout.Milliseconds() // for the peer to take it
-		}
-		if next < 0 || due < next {
-			next = due
+			if due > 0 && due <= now {
+				again = append(again, s.place(s.win.at(i).seq))
+				due = now + e.cfg.Load().AckTimeout.Milliseconds() // for the peer to take it
+			}
+			if due > 0 && (next < 0 || due < next) {
+				next = due
+			}
 		}
 	}
 	if next >= 0 {
@@ -347,41 +300,69 @@ func (d *Device) check() {
 	d.resend(again)
 }
 
+// look says when x is due to be looked at again, 0: not by the clock. What is due now is to be sent again, and stands as
+// such in x. stuck says that the peer has not taken it in time. u.mu is held.
+func (d *Device) look(x *slot, now int64) (due int64, stuck bool) {
+	cfg := d.e.cfg.Load()
+	switch {
+	case x.acked:
+		return 0, false
+	case x.due == 0:
+		due = max(x.sent, d.progress) + cfg.AckTimeout.Milliseconds()
+		return due, due <= now
+	case d.resting || d.profile == None:
+		return 0, false
+	case x.due > now:
+		return x.due, false
+	case int(x.attempt) >= cfg.MaxAttempts:
+		d.resting = true
+		return 0, false
+	}
+	x.attempt++
+	x.due = now + d.backoff(x.attempt).Milliseconds()
+	return now, false
+}
+
 // resend sends messages again, as new publishes.
-func (d *Device) resend(seqs []uint64) {
+func (d *Device) resend(places []uint64) {
 	var page []store.Entry
-	for _, seq := range seqs {
-		var err error
-		page, err = d.e.store.ReadInbox(d.e.ctx, d.u.name, seq-1, 1, page[:0])
+	for _, place := range places {
 		d.u.mu.Lock()
-		if i, ok := d.find(seq); ok && !d.closed && !d.win.at(i).acked {
-			if err != nil {
-				d.win.at(i).attempt-- // nothing was sent
-			} else if len(page) > 0 && page[0].Seq == seq {
-				d.again(i, page[0])
+		s, _, _ := d.find(place)
+		src := s.source()
+		d.u.mu.Unlock()
+		n := place & (1<<placeBits - 1)
+		var err error
+		page, _, err = d.e.read(d.e.ctx, d.u.name, src, n-1, n, 1, page[:0])
+		d.u.mu.Lock()
+		if _, i, ok := d.find(place); ok && !d.closed && !s.win.at(i).acked {
+			switch {
+			case err != nil:
+				s.win.at(i).attempt-- // nothing was sent
+			case len(page) > 0 && s.number(page[0]) == n:
+				d.again(s, i, page[0])
+			default: // gone from the log, or deleted by its reader
+				d.pass(s, i)
 			}
 		}
 		d.u.mu.Unlock()
 	}
-	if len(seqs) > 0 {
+	if len(places) > 0 {
 		d.link.Kick()
 	}
 }
 
-// again sends the i-th message of the window again, or passes over it when it is not to be seen any more; u.mu is held.
-func (d *Device) again(i int, e store.Entry) {
-	s, now := d.win.at(i), time.Now().UnixMilli()
+// again sends the i-th message of the window of s again, or passes over it when it is not to be seen any more; u.mu is
+// held.
+func (d *Device) again(s *stream, i int, e store.Entry) {
+	x, now := s.win.at(i), time.Now().UnixMilli()
 	switch {
 	case d.passes(e, now):
-		s.acked, s.passed = true, true
-		if i == 0 {
-			d.advance()
-		}
-		d.pump()
-	case d.profile == None || !d.link.Deliver(e, d.profile, int(s.attempt)):
-		s.attempt--
+		d.pass(s, i)
+	case d.profile == None || !d.link.Deliver(e, s.place(x.seq), d.profile, int(x.attempt)):
+		x.attempt--
 	default:
-		s.sent, s.due, s.profile = now, 0, d.profile
+		x.sent, x.due, x.profile = now, 0, d.profile
 		d.e.m.Retransmitted()
 	}
 }

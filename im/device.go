@@ -20,7 +20,7 @@ type Session struct {
 
 // slot is a message that was handed to a device and is not known to be acknowledged, or lies between such.
 type slot struct {
-	seq     uint64
+	seq     uint64 // its number in the stream
 	id      int64
 	cseq    uint64
 	conv    store.Conv
@@ -34,7 +34,8 @@ type slot struct {
 	passed  bool // acknowledged without having been shown: the sender is told nothing
 }
 
-// Device is a connected device: its place in the user's inbox and what it has not acknowledged.
+// Device is a connected device: its place in the user's inbox and in the logs of large groups, and what it has not
+// acknowledged.
 type Device struct {
 	e       *Engine
 	u       *user
@@ -47,10 +48,12 @@ type Device struct {
 
 	// Guarded by u.mu.
 	profile  Profile
-	cursor   uint64 // every seq up to it is acknowledged
-	next     uint64 // the next seq to hand over
-	win      window // handed over; the first is not acknowledged
-	early    map[uint64]bool
+	inbox    stream
+	groups   []*groupStream // append-only: places are made of indices
+	turn     int            // which of groups the pump looks at first
+	held     int            // messages in all windows
+	loading  bool           // its groups are being read from the store
+	reload   bool           // and are to be read again
 	pumping  bool
 	blocked  bool // the link had no room
 	resting  bool // sent MaxAttempts times in vain: left alone until it acknowledges something
@@ -88,15 +91,15 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 		}
 	}
 	now := time.Now().UnixMilli()
-	d := &Device{e: e, u: u, id: device, link: link, session: s, progress: now}
+	d := &Device{e: e, u: u, id: device, link: link, session: s, progress: now, loading: true}
 
 	alive := found && (rec.Expires == 0 || rec.Expires > now)
 	u.mu.Lock()
-	d.cursor = u.cursor
+	d.inbox.cursor = u.cursor
 	if alive && !s.Clean {
-		d.cursor, d.resumed = rec.Cursor, true
+		d.inbox.cursor, d.resumed = rec.Cursor, true
 	}
-	d.next = d.cursor + 1
+	d.inbox.next = d.inbox.cursor + 1
 	if s.Persistent {
 		delete(u.ended, device)
 	}
@@ -120,20 +123,34 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 	if first {
 		e.presence.online(userName)
 	}
+	if err := d.load(ctx, rec.cursors); err != nil {
+		d.Disconnect(!s.Persistent)
+		return nil, err
+	}
 	return d, nil
 }
 
 // createSession makes a new session durable. What a crash takes of a cursor costs duplicates, but a session that it
 // takes whole would begin anew, at the user's cursor, beyond what the device has not seen. What the user's other devices
-// have acknowledged goes with it, since the session begins after that. Where the store cannot commit, there are
-// no new sessions; the old ones and those that end with the connection read on.
+// have acknowledged goes with it, since the session begins after that; so do its places in large groups, for where one is
+// missing the group was joined, or became large, later. Where the store cannot commit, there are no new sessions; the old
+// ones and those that end with the connection read on.
 func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device) error {
+	streams, err := e.streamsOf(ctx, u, rec.DeviceKey)
+	if err != nil {
+		return err
+	}
 	done := make(chan error, 1)
 	p := &pending{after: func(err error) { done <- err }}
 	p.op = func(b *store.Batch) {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		b.Devices = append(b.Devices, rec)
+		for i := range streams {
+			st := &streams[i]
+			after := max(st.Delivered, firstOf(st)-1)
+			b.Cursors = append(b.Cursors, store.Cursor{DeviceKey: rec.DeviceKey, Conv: st.Conv, Cseq: after})
+		}
 		b.Users = append(b.Users, store.User{Name: u.name, Cursor: u.cursor, LastSeen: u.seen})
 		for _, marks := range []map[store.Conv]uint64{u.flushing.delivered, u.delivered} {
 			for conv, cseq := range marks {
@@ -156,7 +173,7 @@ func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device) e
 }
 
 // deviceRecord is a device's session as it was last seen, whether or not it has been flushed.
-func (e *Engine) deviceRecord(ctx context.Context, u *user, key store.DeviceKey) (store.Device, error) {
+func (e *Engine) deviceRecord(ctx context.Context, u *user, key store.DeviceKey) (away, error) {
 	u.mu.Lock()
 	rec, ok := u.offline[key.Device]
 	ended := u.ended[key.Device]
@@ -169,9 +186,10 @@ func (e *Engine) deviceRecord(ctx context.Context, u *user, key store.DeviceKey)
 	case ok:
 		return rec, nil
 	case ended:
-		return store.Device{}, store.ErrNotFound
+		return away{}, store.ErrNotFound
 	}
-	return e.store.Device(ctx, key)
+	stored, err := e.store.Device(ctx, key)
+	return away{Device: stored}, err
 }
 
 // SetExpiry changes how long the session outlives its connection; 0: until it is removed.
@@ -191,11 +209,14 @@ func (d *Device) Disconnect(ended bool) {
 		return
 	}
 	d.closed = true
-	rec := d.record(0)
+	rec := away{Device: d.record(0)}
 	d.setProfile(None)
 	d.setChannels(0)
 	if d.timer != nil {
 		d.timer.Stop()
+	}
+	for _, g := range d.groups {
+		e.feeds.remove(g)
 	}
 	u.devices = slices.DeleteFunc(u.devices, func(x *Device) bool { return x == d })
 	u.seen = time.Now().UnixMilli()
@@ -203,6 +224,7 @@ func (d *Device) Disconnect(ended bool) {
 		if d.session.Expiry > 0 {
 			rec.Expires = u.seen + d.session.Expiry.Milliseconds()
 		}
+		rec.cursors = d.cursors(nil, true)
 		u.noteOffline(d.id, rec)
 	} else if d.session.Persistent {
 		u.noteEnded(d.id)
@@ -222,7 +244,7 @@ func (d *Device) Disconnect(ended bool) {
 func (d *Device) record(expires int64) store.Device {
 	return store.Device{
 		DeviceKey: store.DeviceKey{User: d.u.name, Device: d.id},
-		Cursor:    d.cursor, LastSeen: time.Now().UnixMilli(), Expires: expires, Profile: d.profile.String(),
+		Cursor:    d.inbox.cursor, LastSeen: time.Now().UnixMilli(), Expires: expires, Profile: d.profile.String(),
 	}
 }
 
@@ -236,7 +258,7 @@ func (d *Device) SetProfile(p Profile, channels Channel) {
 	}
 	d.setProfile(p)
 	d.setChannels(channels)
-	if p != None && d.win.len() > 0 {
+	if p != None && d.held > 0 {
 		d.arm(time.Now().UnixMilli()) // what fell due while the device did not read
 	}
 	d.pump()
@@ -295,14 +317,14 @@ func (e *Engine) devices(ctx context.Context, u *user) ([]deviceState, error) {
 		ended[id] = true
 	}
 	for id, d := range u.flushing.offline {
-		unflushed[id] = deviceState{Device: d}
+		unflushed[id] = deviceState{Device: d.Device}
 	}
 	for id := range u.ended {
 		delete(unflushed, id)
 		ended[id] = true
 	}
 	for id, d := range u.offline {
-		unflushed[id] = deviceState{Device: d}
+		unflushed[id] = deviceState{Device: d.Device}
 	}
 	for _, d := range u.devices {
 		unflushed[d.id] = deviceState{Device: d.record(0), online: true}

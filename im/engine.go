@@ -120,6 +120,7 @@ type Engine struct {
 	members  cache[memberKey, part]
 	changes  changeLocks
 	receipts receipts
+	feeds    feeds
 	presence presence
 	pumps    chan struct{} // bounds the pages that pumps hold in memory
 	dirty    dirtyList
@@ -153,6 +154,7 @@ func New(st store.Store, cfg Config) *Engine {
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.queue.init(cfg.QueueMessages, cfg.QueueBytes)
 	e.receipts.init()
+	e.feeds.init()
 	e.presence.init(e)
 	e.dirty.init()
 	e.core.Go(e.commitLoop)

@@ -94,7 +94,7 @@ type fakeLink struct {
 
 func newLink() *fakeLink { return &fakeLink{room: -1, auto: true, answers: map[Ticket][]reply{}} }
 
-func (l *fakeLink) Deliver(e store.Entry, p Profile, attempt int) bool {
+func (l *fakeLink) Deliver(e store.Entry, place uint64, p Profile, attempt int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if p == None {
@@ -111,7 +111,7 @@ func (l *fakeLink) Deliver(e store.Entry, p Profile, attempt int) bool {
 		seq: e.Seq, cseq: e.Cseq, id: e.ID, conv: e.Conv, from: e.From, body: string(e.Body), attempt: attempt,
 		recalled: e.Recalled, profile: p, at: time.Now(),
 	})
-	l.untaken = append(l.untaken, e.Seq)
+	l.untaken = append(l.untaken, place)
 	return true
 }
 
@@ -481,7 +481,7 @@ func (l *fakeLink) place() (cursor, next uint64, window int) {
 	u := l.dev.u
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return l.dev.cursor, l.dev.next, l.dev.win.len()
+	return l.dev.inbox.cursor, l.dev.inbox.next, l.dev.inbox.win.len()
 }
 
 func wantCursor(t testing.TB, l *fakeLink, want uint64) {

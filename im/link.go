@@ -41,11 +41,12 @@ const (
 // after the connection has ended, when they do nothing.
 type Link interface {
 	// Deliver sends a message in the profile p. It returns false, having sent nothing, when the connection has no
-	// room for it now; the link calls Device.Ready when it has. attempt is 0 for a first delivery.
+	// room for it now; the link calls Device.Ready when it has. attempt is 0 for a first delivery. Seq is 0 where the
+	// message is not from the inbox.
 	//
 	// When the peer has taken the message (MQTT: PUBACK, or at QoS 0 the bytes have left) the link calls
-	// Device.Taken with its seq.
-	Deliver(e store.Entry, p Profile, attempt int) bool
+	// Device.Taken with the place that it got here.
+	Deliver(e store.Entry, place uint64, p Profile, attempt int) bool
 	// Answer completes a request: err nil is success. reply, which may be nil, is valid until Answer returns.
 	Answer(t Ticket, reply []byte, err *Error)
 	// Notify sends payload on a channel, or drops it and returns false when there is no room.

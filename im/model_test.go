@@ -106,7 +106,7 @@ func (l *modelLink) live(f func()) {
 	}
 }
 
-func (l *modelLink) Deliver(e store.Entry, p Profile, attempt int) (ok bool) {
+func (l *modelLink) Deliver(e store.Entry, place uint64, p Profile, attempt int) (ok bool) {
 	l.live(func() {
 		if l.room == 0 {
 			l.refused = true

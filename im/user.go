@@ -25,22 +25,29 @@ type user struct {
 	loading sync.Mutex // held while the state is read from the store; only connects of this user wait for it
 	mu      sync.Mutex // guards what follows
 	loaded  bool
-	gone    bool   // forgotten: the user's record belongs to another object, or to the store alone
-	head    uint64 // highest seq known to be durable
-	cursor  uint64 // highest seq that a device acknowledged
+	gone    bool                  // forgotten: the user's record belongs to another object, or to the store alone
+	head    uint64                // highest seq known to be durable
+	cursor  uint64                // highest seq that a device acknowledged
+	large   map[store.Conv]uint64 // the same of large groups, as far as devices have been connected that read them
 	devices []*Device
 	seen    int64 // Unix milliseconds
 
 	// What the flusher has to write: set under mu, taken by the flusher, which keeps it in flushing until it is durable.
 	dirty     bool
 	delivered map[store.Conv]uint64
-	offline   map[string]store.Device // sessions of devices that have gone
-	ended     map[string]bool         // sessions that are over
+	offline   map[string]away // sessions of devices that have gone
+	ended     map[string]bool // sessions that are over
 	flushing  struct {
 		delivered map[store.Conv]uint64
-		offline   map[string]store.Device
+		offline   map[string]away
 		ended     map[string]bool
 	}
+}
+
+// away is a session whose device has gone: its record, and its places in large groups.
+type away struct {
+	store.Device
+	cursors []store.Cursor
 }
 
 // user returns the object of a user, or nil.
@@ -237,11 +244,13 @@ func (u *user) collect(b *store.Batch) {
 		b.Delivered = append(b.Delivered, &store.Mark{User: u.name, Conv: conv, Cseq: cseq})
 	}
 	for _, d := range u.offline {
-		b.Devices = append(b.Devices, d)
+		b.Devices = append(b.Devices, d.Device)
+		b.Cursors = append(b.Cursors, d.cursors...)
 	}
 	for _, d := range u.devices {
 		if d.session.Persistent {
 			b.Devices = append(b.Devices, d.record(0))
+			b.Cursors = d.cursors(b.Cursors, false)
 		}
 	}
 	for id := range u.ended {
@@ -256,6 +265,11 @@ func (u *user) collect(b *store.Batch) {
 
 // restore puts back what could not be written; u.mu is held.
 func (u *user) restore() {
+	for _, d := range u.devices {
+		for _, g := range d.groups {
+			g.flushed = 0
+		}
+	}
 	for conv, cseq := range u.flushing.delivered {
 		u.noteDelivered(conv, cseq)
 	}
@@ -292,10 +306,10 @@ func (u *user) noteEnded(id string) {
 	u.ended[id] = true
 }
 
-func (u *user) noteOffline(id string, d store.Device) {
+func (u *user) noteOffline(id string, d away) {
 	delete(u.ended, id)
 	if u.offline == nil {
-		u.offline = map[string]store.Device{}
+		u.offline = map[string]away{}
 	}
 	u.offline[id] = d
 }

@@ -120,7 +120,7 @@ type Stream struct {
 	Conv      Conv
 	LargeFrom uint64      // what is before it lies in the inbox
 	Head      uint64      // highest durable cseq
-	Spans     []Span      // what the user is to see; never empty
+	Spans     []Span      // what the user is to see; never empty, and no older than Head
 	Delivered uint64      // the user's delivered watermark
 	Cursor    uint64      // the device's Cursor; 0: none is stored
 	Mode      ReceiptMode // of the group; not ReceiptsByKind

@@ -114,9 +114,9 @@ func release(p *[]byte, b []byte) {
 }
 
 // Deliver implements engine.Link.
-func (d *device) Deliver(e store.Entry, p engine.Profile, attempt int) bool {
+func (d *device) Deliver(e store.Entry, place uint64, p engine.Profile, attempt int) bool {
 	v := d.view.Load()
-	pub := link.Publication{QoS: v.message.QoS, Owner: d, Token: e.Seq, Notify: true}
+	pub := link.Publication{QoS: v.message.QoS, Owner: d, Token: place, Notify: true}
 	buf := scratch.Get().(*[]byte)
 	b := (*buf)[:0]
 	if p == engine.IM {
@@ -144,7 +144,9 @@ func (d *device) Deliver(e store.Entry, p engine.Profile, attempt int) bool {
 func (d *device) appendProps(b []byte, e store.Entry, subID int) []byte {
 	var num [20]byte
 	b = link.AppendUserProperty(b, "id", string(strconv.AppendInt(num[:0], e.ID, 10)))
-	b = link.AppendUserProperty(b, "seq", string(strconv.AppendUint(num[:0], e.Seq, 10)))
+	if e.Seq != 0 {
+		b = link.AppendUserProperty(b, "seq", string(strconv.AppendUint(num[:0], e.Seq, 10)))
+	}
 	b = link.AppendUserProperty(b, "conv", e.Conv.Address(d.user))
 	b = link.AppendUserProperty(b, "cseq", string(strconv.AppendUint(num[:0], e.Cseq, 10)))
 	b = link.AppendUserProperty(b, "from", e.From)
@@ -236,7 +238,7 @@ func (d *device) Close(r engine.CloseReason) {
 	d.c.Disconnect(closings[r])
 }
 
-// Acked implements link.Owner: token is the message's seq.
+// Acked implements link.Owner: token is the message's place.
 func (d *device) Acked(token uint64, reason byte) {
 	if reason == packets.ErrPacketTooLarge.Code {
 		d.dev.TooLarge(token) // for the client's Maximum Packet Size

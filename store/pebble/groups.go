@@ -211,6 +211,13 @@ func (s *Store) Streams(ctx context.Context, k store.DeviceKey) ([]store.Stream,
 
 func (s *Store) stream(k store.DeviceKey, group string) (store.Stream, error) {
 	st := store.Stream{Conv: store.GroupConv(group)}
+	head, ok, err := s.lastRef(st.Conv, s.durable.Load()) // before the spans: none is to be open that had ended by then
+	if err != nil {
+		return st, err
+	}
+	if ok {
+		st.Head = head.last()
+	}
 	g, err := s.group(group)
 	if err != nil {
 		return st, err
@@ -220,13 +227,6 @@ func (s *Store) stream(k store.DeviceKey, group string) (store.Stream, error) {
 		return st, err
 	}
 	st.LargeFrom, st.Mode, st.Spans = g.LargeFrom, g.ReceiptMode(), m.Spans
-	head, ok, err := s.lastRef(st.Conv, s.durable.Load())
-	if err != nil {
-		return st, err
-	}
-	if ok {
-		st.Head = head.last()
-	}
 	v, err := s.view(k.User, st.Conv)
 	if err != nil {
 		return st, err
