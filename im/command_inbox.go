@@ -41,14 +41,16 @@ func (d *Device) ackUpTo(s *stream, field string, n uint64) *Error {
 		if err != nil {
 			return d.e.failed("head", err)
 		}
-		if head = max(head, stored); n > head {
-			return errorf(BadRequest, "%s: %d is in the future, the head is %d", field, n, head)
-		}
 		u.mu.Lock()
 		if s.group != nil {
-			s.group.learn(s.group.spans, head)
+			s.group.learn(s.group.spans, stored)
 		} else {
-			u.head = max(u.head, head)
+			u.head = max(u.head, stored)
+		}
+		if head = d.head(s); n > head {
+			d.pump()
+			u.mu.Unlock()
+			return errorf(BadRequest, "%s: %d is in the future, the head is %d", field, n, head)
 		}
 	}
 	unseen := max(s.next-1, d.reached(s)) // acknowledged without having been pushed: the window does not know those

@@ -93,21 +93,22 @@ func (e *Engine) offerLarge(p *pending, touched *links) {
 	if p.Change != nil {
 		e.follow(p)
 	}
-	end := p.Change != nil && p.Change.End
 	touched.streams = e.feeds.of(p.Conv, touched.streams[:0])
 	for _, g := range touched.streams {
 		u := g.d.u
 		u.mu.Lock()
-		if end {
+		if p.Change != nil && p.Change.End {
 			g.end(p.Cseq)
 		}
-		if last := g.spans[len(g.spans)-1]; last.To == 0 || p.Cseq <= last.To {
+		to := g.spans[len(g.spans)-1].To
+		if to == 0 || p.Cseq <= to {
 			g.head = max(g.head, p.Cseq)
 			if g.d.offer(&g.stream, store.Entry{Message: &p.Message}) {
 				touched.add(g.d)
 			}
-		} else {
-			e.feeds.remove(g)
+		}
+		if to != 0 && p.Cseq >= to {
+			e.feeds.remove(g) // what it has not been handed yet it reads from the log
 		}
 		u.mu.Unlock()
 	}
@@ -120,11 +121,6 @@ func (e *Engine) follow(p *pending) {
 	ch := p.Change
 	mode := receiptMode(ch.Group)
 	e.feeds.setMode(p.Conv, mode)
-	if ch.Group.LargeFrom == p.Cseq {
-		for _, name := range p.attach {
-			e.followUser(name, p, []store.Span{{From: p.Cseq}}, mode)
-		}
-	}
 	for i := range ch.Members {
 		m := &ch.Members[i]
 		if len(m.Spans) == 0 {
@@ -132,6 +128,11 @@ func (e *Engine) follow(p *pending) {
 		}
 		if last := m.Spans[len(m.Spans)-1]; last.From == p.Cseq || last.To == p.Cseq {
 			e.followUser(m.User, p, m.Spans, mode)
+		}
+	}
+	if ch.Group.LargeFrom == p.Cseq { // last: who leaves with this message is not to stay
+		for _, name := range p.attach {
+			e.followUser(name, p, []store.Span{{From: p.Cseq}}, mode)
 		}
 	}
 }

@@ -262,7 +262,19 @@ type faultStore struct {
 	afterGot func(user string, after uint64)                 // between ReadInbox and its return
 	onInbox  func(user string) error                         // before Inbox
 	trim     func(user string) uint64                        // entries up to it are gone
+	onStream func(k store.DeviceKey)                         // between Streams and its return
 	healthy  error
+}
+
+func (s *faultStore) Streams(ctx context.Context, k store.DeviceKey) ([]store.Stream, error) {
+	list, err := s.Store.Streams(ctx, k)
+	s.mu.Lock()
+	f := s.onStream
+	s.mu.Unlock()
+	if f != nil {
+		f(k)
+	}
+	return list, err
 }
 
 func (s *faultStore) Commit(ctx context.Context, b *store.Batch) error {

@@ -151,7 +151,9 @@ func (e *Engine) read(
 	r.Before = bound + 1
 	list, err := e.store.History(ctx, user, src.conv, r)
 	for _, m := range list {
-		dst = append(dst, store.Entry{Message: m})
+		if m.Cseq <= bound {
+			dst = append(dst, store.Entry{Message: m})
+		}
 	}
 	return dst, bound, err
 }
