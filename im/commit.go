@@ -80,12 +80,8 @@ func (e *Engine) deliverLoop() {
 			}
 		}
 		for _, p := range items {
-			if p.op != nil || p.Err != nil || p.Dup {
-				continue
-			}
-			e.offer(p, &touched)
-			if p.Change != nil {
-				e.announce(p)
+			if p.op == nil && p.Err == nil && !p.Dup {
+				e.offer(p, &touched)
 			}
 		}
 		touched.kick()
@@ -157,7 +153,7 @@ func (e *Engine) offer(p *pending, touched *links) {
 		e.offerLarge(p, touched)
 		return
 	}
-	queued := false
+	queued, event := false, changeEvent(p)
 	for _, ref := range p.Inboxes {
 		u := e.user(ref.User)
 		if u == nil {
@@ -173,11 +169,23 @@ func (e *Engine) offer(p *pending, touched *links) {
 			if d.offer(&d.inbox, store.Entry{Seq: ref.Seq, Message: &p.Message}) {
 				touched.add(d)
 			}
+			d.tell(event, touched)
 		}
 		u.mu.Unlock()
 	}
 	if queued && p.peer != "" {
 		e.receipts.add(e, p.From, receipt{conv: p.Conv, cseq: p.Cseq, id: p.ID, cid: p.Cid, state: "queued", by: p.peer, ts: p.TS})
+	}
+}
+
+// tell sends an event, unless it is nil, to a device that listens. u.mu is held.
+func (d *Device) tell(event []byte, touched *links) {
+	switch {
+	case event == nil || !d.wants(Events):
+	case d.link.Notify(Events, event):
+		touched.add(d)
+	default:
+		d.e.m.Dropped("notification")
 	}
 }
 

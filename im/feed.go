@@ -2,6 +2,7 @@ package im
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -88,11 +89,22 @@ func (f *feeds) of(conv store.Conv, dst []*groupStream) []*groupStream {
 	return dst
 }
 
+// read reports whether a device of another user reads a group.
+func (f *feeds) read(conv store.Conv, but string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	x := f.m[conv]
+	return x != nil && slices.ContainsFunc(x.streams, func(g *groupStream) bool {
+		return g.d.u.name != but && g.d.u.readers.Load() > 0
+	})
+}
+
 // offerLarge hands a committed message of a large group to the devices that read it. It is the deliverer's.
 func (e *Engine) offerLarge(p *pending, touched *links) {
 	if p.Change != nil {
 		e.follow(p)
 	}
+	event := changeEvent(p)
 	touched.streams = e.feeds.of(p.Conv, touched.streams[:0])
 	for _, g := range touched.streams {
 		u := g.d.u
@@ -106,6 +118,7 @@ func (e *Engine) offerLarge(p *pending, touched *links) {
 			if g.d.offer(&g.stream, store.Entry{Message: &p.Message}) {
 				touched.add(g.d)
 			}
+			g.d.tell(event, touched)
 		}
 		if to != 0 && p.Cseq >= to {
 			e.feeds.remove(g) // what it has not been handed yet it reads from the log

@@ -96,8 +96,8 @@ func (l *changeLocks) lock(group string) (unlock func()) {
 	return func() { <-c }
 }
 
-// look reads what a change is decided on.
-func (d *Device) look(ch *groupChange) (*groupView, *Error) {
+// viewOf reads what a change is decided on.
+func (d *Device) viewOf(ch *groupChange) (*groupView, *Error) {
 	e := d.e
 	v := &groupView{now: time.Now().UnixMilli()}
 	var err error
@@ -126,7 +126,7 @@ func (d *Device) look(ch *groupChange) (*groupView, *Error) {
 func (d *Device) preview(list []*groupChange) *Error {
 	var joiners uint64
 	for _, ch := range list {
-		v, err := d.look(ch)
+		v, err := d.viewOf(ch)
 		if err != nil {
 			return err
 		}
@@ -184,7 +184,7 @@ func (d *Device) changeOne(ch *groupChange) (store.Conv, *Error) {
 	e := d.e
 	defer e.changes.lock(ch.group)()
 	for range attempts {
-		v, err := d.look(ch)
+		v, err := d.viewOf(ch)
 		if err != nil {
 			return "", err
 		}

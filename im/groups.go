@@ -158,9 +158,9 @@ func (e *Engine) mayJoin(user string) *Error {
 }
 
 // groupState is what the sender of a message to a group learns of it: sent when a device of another member reads, else
-// queued. The readers of a large group, and of a message that was stored before, are not counted.
+// queued. Of a message that was stored before that is not known any more.
 func (e *Engine) groupState(p *pending) string {
-	if p.Inboxes == nil {
+	if p.Dup || p.Inboxes == nil && e.feeds.read(p.Conv, p.From) {
 		return "sent"
 	}
 	for _, ref := range p.Inboxes {
@@ -174,32 +174,13 @@ func (e *Engine) groupState(p *pending) string {
 	return "queued"
 }
 
-// announce tells the devices of those concerned, as far as they are connected, of a change of their group.
-func (e *Engine) announce(p *pending) {
+// changeEvent is what devices are told of the change of their group that p makes; nil where it makes none.
+func changeEvent(p *pending) []byte {
+	if p.Change == nil {
+		return nil
+	}
 	b := append([]byte(nil), `{"type":"group"`...)
 	b = appendConv(b, "", p.Conv)
 	b = appendUint(b, "cseq", p.Cseq)
-	b = append(append(b, ','), p.Body[1:]...)
-	for _, name := range e.groupAudience(p) {
-		if u := e.user(name); u != nil && u.events.Load() > 0 {
-			u.notify(e, Events, b, nil)
-		}
-	}
-}
-
-// groupAudience lists who is told of a change: the members, and who leaves with it.
-func (e *Engine) groupAudience(p *pending) []string {
-	var list []string
-	for _, ref := range p.Inboxes {
-		list = append(list, ref.User)
-	}
-	if list == nil {
-		list = append(list, p.attach...)
-		for i := range p.Change.Members {
-			if m := &p.Change.Members[i]; m.Role == store.NoRole {
-				list = append(list, m.User)
-			}
-		}
-	}
-	return list
+	return append(append(b, ','), p.Body[1:]...)
 }

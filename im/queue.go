@@ -12,8 +12,7 @@ type pending struct {
 	dev    *Device
 	ticket Ticket
 	rid    string
-	peer   string   // the other side of a direct conversation
-	attach []string // the members of a group that the message makes large
+	peer   string // the other side of a direct conversation
 
 	op    func(*store.Batch) // instead of a message: adds to the batch
 	after func(error)        // is told what became of op, or of a message that has no dev

@@ -63,7 +63,7 @@ func (w *world) change(edit func(c *store.Change), attach ...string) uint64 {
 		w.t.Fatal(err)
 	}
 	p := &pending{attach: attach}
-	p.From, p.Type, p.Encoding, p.Body = "owner", "sys.group", store.JSON, []byte("{}")
+	p.From, p.Type, p.Encoding, p.Body = "owner", "sys.group", store.JSON, []byte(`{"change":"test","by":"test"}`)
 	p.Change = &store.Change{Group: g}
 	edit(p.Change)
 	if w.commit(p); p.Err != nil {
