@@ -149,6 +149,7 @@ func engineConfig(c *config.Config) im.Config {
 		SendsPerSecond: float64(c.Limits.SendsPerSecond), SendBurst: c.Limits.SendBurst,
 		DevicesPerUser: c.Limits.DevicesPerUser, GroupsPerUser: c.Limits.GroupsPerUser,
 		GroupSmallMax: c.Group.SmallMax, GroupLargeMax: c.Group.LargeMax,
+		RecallWindow: c.Recall.Window.D(),
 	}
 }
 

@@ -52,6 +52,7 @@ type Config struct {
 	QueueBytes    int           // their bodies; default 64 MiB
 	FlushInterval time.Duration // cursors are written this often; default 200 ms
 	PresenceGrace time.Duration // a user who is back within it was never away; default 1 s
+	RecallWindow  time.Duration // how long a sender may recall a message
 
 	Metrics Metrics      // nil: none are kept
 	Log     *slog.Logger // nil: slog.Default

@@ -71,7 +71,7 @@ later.bad.yaml:2:3: auth.http.url: not a URL; expected one such as https://auth.
 later.bad.yaml:4:17: store.driver: found "mysql", but this version has only pebble; expected pebble
 later.bad.yaml:7:16: cluster.redis.addresses: clusters are not in this version; expected an empty list`,
 	"list.bad.yaml": `
-list.bad.yaml:1:1: found a list, expected a section with node, listeners, http, auth, acl, store, cluster, delivery, inbox, sessions, history, dedupe, group, limits, log`,
+list.bad.yaml:1:1: found a list, expected a section with node, listeners, http, auth, acl, store, cluster, delivery, inbox, sessions, history, dedupe, group, recall, limits, log`,
 	"listeners.bad.yaml": `
 listeners.bad.yaml:3:57: listeners[0].path: found "/x", expected none: only types ws and wss have a path
 listeners.bad.yaml:3:67: listeners[0].cert: found "c.pem", expected none: only types tls and wss have certificates
@@ -137,13 +137,14 @@ values.bad.yaml:10:16: history.ttl: found -1s, expected at least 0s
 values.bad.yaml:11:18: dedupe.window: found 0s, expected at least 1ms
 values.bad.yaml:12:20: group.small_max: found 10001, expected 1 to 10000
 values.bad.yaml:12:38: group.large_max: found 10, expected at least group.small_max, which is 10001
-values.bad.yaml:14:18: limits.message_bytes: found 1GiB, expected 0 to 268435455
-values.bad.yaml:15:21: limits.sends_per_second: found -1, expected at least 0
-values.bad.yaml:16:20: limits.connect_timeout: found -5s, expected at least 0s
-values.bad.yaml:17:15: limits.keep_alive: found 1.5s, expected 0s or whole seconds, 1s to 12h
-values.bad.yaml:18:20: limits.groups_per_user: found -1, expected at least 0
-values.bad.yaml:19:14: log.level: found "loud", expected debug, info, warn or error
-values.bad.yaml:19:28: log.format: found "xml", expected text or json`,
+values.bad.yaml:13:18: recall.window: found -1m, expected at least 0s
+values.bad.yaml:15:18: limits.message_bytes: found 1GiB, expected 0 to 268435455
+values.bad.yaml:16:21: limits.sends_per_second: found -1, expected at least 0
+values.bad.yaml:17:20: limits.connect_timeout: found -5s, expected at least 0s
+values.bad.yaml:18:15: limits.keep_alive: found 1.5s, expected 0s or whole seconds, 1s to 12h
+values.bad.yaml:19:20: limits.groups_per_user: found -1, expected at least 0
+values.bad.yaml:20:14: log.level: found "loud", expected debug, info, warn or error
+values.bad.yaml:20:28: log.format: found "xml", expected text or json`,
 }
 
 func TestBadFiles(t *testing.T) {

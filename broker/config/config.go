@@ -28,6 +28,7 @@ type Config struct {
 	History   History    `yaml:"history"`
 	Dedupe    Dedupe     `yaml:"dedupe"`
 	Group     Group      `yaml:"group"`
+	Recall    Recall     `yaml:"recall"`
 	Limits    Limits     `yaml:"limits"`
 	Log       Log        `yaml:"log"`
 
@@ -61,6 +62,7 @@ func Default() *Config {
 		Sessions: Sessions{MaxQueued: 10000, Overflow: OverflowDropOldest},
 		Dedupe:   Dedupe{Window: Duration(168 * time.Hour)},
 		Group:    Group{SmallMax: 500, LargeMax: 100000},
+		Recall:   Recall{Window: Duration(2 * time.Minute)},
 		Limits: Limits{
 			MessageBytes: 256 << 10, CommandBytes: 512 << 10, SendsPerSecond: 200, SendBurst: 400, DevicesPerUser: 100, GroupsPerUser: 1000,
 			RetainedMessages: 1000000,
@@ -247,6 +249,11 @@ type Dedupe struct {
 type Group struct {
 	SmallMax int `yaml:"small_max"`
 	LargeMax int `yaml:"large_max"`
+}
+
+// Recall is how long a sender may take a message back; 0: for ever.
+type Recall struct {
+	Window Duration `yaml:"window"`
 }
 
 // Limits protect the server; 0 means no limit.

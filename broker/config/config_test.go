@@ -66,6 +66,7 @@ inbox: {max_messages: 10000, ttl: 168h}
 history: {ttl: 0s}
 dedupe: {window: 168h}
 group: {small_max: 500, large_max: 100000}
+recall: {window: 2m}
 limits: {message_bytes: 262144, command_bytes: 524288, sends_per_second: 200, send_burst: 400, connections: 0, connects_per_second: 0}
 log: {level: info, format: text}
 `
@@ -250,12 +251,13 @@ func TestDiff(t *testing.T) {
 	changed.ACL = []Rule{{Allow: "pub", Topic: "x"}}
 	changed.Limits.Connections, changed.Limits.WriteTimeout = 5, 1
 	changed.Delivery.Window = 1
+	changed.Recall.Window = 1
 	changed.Listeners[0].Address = "127.0.0.1:1"
 	changed.Auth.File.Path = "other.yaml"
 	changed.Cluster.Redis.Password = "x"
 	changed.Auth.JWT.Keys = []JWTKey{{Algorithm: "HS256", Secret: "x"}}
 	gotLive, gotRestart := Diff(old, changed)
-	wantLive := []string{"acl", "delivery.window", "limits.connections", "log.level"}
+	wantLive := []string{"acl", "delivery.window", "recall.window", "limits.connections", "log.level"}
 	wantRestart := []string{"listeners", "auth.file.path", "auth.jwt.keys", "cluster.redis.password", "limits.write_timeout", "log.format"}
 	if diff := cmp.Diff([][]string{wantLive, wantRestart}, [][]string{gotLive, gotRestart}); diff != "" {
 		t.Errorf("live and restart (-want +got):\n%s", diff)

@@ -10,7 +10,7 @@ import (
 
 // live are the settings, and with a dot at the end the sections, that a running server takes over.
 var live = []string{
-	"log.level", "acl", "delivery.", "limits.sends_per_second", "limits.send_burst", "limits.connections",
+	"log.level", "acl", "delivery.", "recall.", "limits.sends_per_second", "limits.send_burst", "limits.connections",
 	"limits.connects_per_second", "limits.devices_per_user", "limits.groups_per_user", "group.",
 	"limits.connections_per_address", "limits.connect_backlog",
 }

@@ -57,6 +57,7 @@ func (c *Config) validate() Errors {
 	v.duration("history.ttl", c.History.TTL, 0)
 	v.duration("dedupe.window", c.Dedupe.Window, time.Millisecond)
 	c.Group.validate(v)
+	v.duration("recall.window", c.Recall.Window, 0)
 	c.Limits.validate(v)
 	v.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	v.oneOf("log.format", c.Log.Format, "text", "json")
