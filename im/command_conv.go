@@ -1,7 +1,7 @@
 package im
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"strconv"
 	"time"
@@ -9,21 +9,22 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// conv reads the command's conversation and cseq.
-func (d *Device) convArg(c *command, cseq bool) (store.Conv, *Error) {
+// convArg reads the command's conversation and what of it the user may read, and whether there is a cseq where one is needed.
+func (d *Device) convArg(c *command, cseq bool) (store.Conv, []store.Span, *Error) {
 	if err := c.need(c.Conv != "", "conv"); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if cseq {
 		if err := c.need(c.Cseq != nil, "cseq"); err != nil {
-			return "", err
+			return "", nil, err
 		}
 	}
 	conv, err := ParseAddress(d.u.name, c.Conv)
-	if err == nil && conv.Peer(d.u.name) == "" {
-		err = errorf(NotFound, "there is no group %q", clip(c.Conv[2:]))
+	if err != nil {
+		return "", nil, err
 	}
-	return conv, err
+	spans, err := d.e.readable(d.e.ctx, d.u.name, conv)
+	return conv, spans, err
 }
 
 // commit has op stored in its turn among the device's messages and answers when it is durable; then runs after.
@@ -53,9 +54,9 @@ func (d *Device) commit(c *command, t Ticket, op func(*store.Batch), then func()
 	return errAnswered
 }
 
-// cmdRead moves the read watermark, forward only, and tells the peer and the user's other devices.
+// cmdRead moves the read watermark, forward only, and tells the senders and the user's other devices.
 func (d *Device) cmdRead(c *command, t Ticket) ([]byte, *Error) {
-	conv, err := d.convArg(c, true)
+	conv, _, err := d.convArg(c, true)
 	if err != nil {
 		return nil, err
 	}
@@ -70,12 +71,16 @@ func (d *Device) cmdRead(c *command, t Ticket) ([]byte, *Error) {
 		return nil, nil
 	}
 	mark := &store.Mark{User: d.u.name, Conv: conv, Cseq: *c.Cseq}
+	senders, err := d.sendersRead(conv, st.Read, *c.Cseq)
+	if err != nil {
+		return nil, err
+	}
 	return nil, d.commit(c, t, func(b *store.Batch) { b.Reads = append(b.Reads, mark) }, func() *Error {
 		if !mark.Moved {
 			return nil
 		}
-		if peer := conv.Peer(d.u.name); peer != d.u.name {
-			d.e.receipts.add(d.e, peer, receipt{conv: conv, cseq: mark.Cseq, state: "read", by: d.u.name})
+		for to, rc := range senders {
+			d.e.receipts.add(d.e, to, rc)
 		}
 		b := append([]byte(nil), `{"type":"read"`...)
 		b = appendConv(b, d.u.name, conv)
@@ -85,9 +90,50 @@ func (d *Device) cmdRead(c *command, t Ticket) ([]byte, *Error) {
 	})
 }
 
+// receiptSpan is how many messages back from the one that is read their senders are told of it.
+const receiptSpan = 200
+
+// sendersRead are those who are told when the user reads what lies after old, up to upto: the peer or, in a group whose
+// receipts name the readers, whoever sent one of the last receiptSpan messages of it, each with its last one.
+func (d *Device) sendersRead(conv store.Conv, old, upto uint64) (map[string]receipt, *Error) {
+	id, isGroup := conv.Group()
+	rc := receipt{conv: conv, cseq: upto, state: "read", by: d.u.name}
+	if !isGroup {
+		if peer := conv.Peer(d.u.name); peer != d.u.name {
+			return map[string]receipt{peer: rc}, nil
+		}
+		return nil, nil
+	}
+	g, err := d.e.store.Group(d.e.ctx, id)
+	if err != nil {
+		return nil, d.e.failed("group", err)
+	}
+	if g.ReceiptMode() != store.ReceiptsAll {
+		return nil, nil
+	}
+	m, rerr := d.e.member(d.e.ctx, id, d.u.name)
+	if rerr != nil {
+		return nil, rerr
+	}
+	list, err := d.e.store.History(d.e.ctx, d.u.name, conv,
+		store.Range{After: max(old, upto-min(upto, receiptSpan)), Before: upto + 1, Limit: receiptSpan})
+	if err != nil {
+		return nil, d.e.failed("history", err)
+	}
+	senders := map[string]receipt{}
+	for _, x := range list {
+		if x.From == d.u.name || !m.Has(x.Cseq) {
+			continue
+		}
+		rc.cseq, rc.id, rc.cid = x.Cseq, x.ID, x.Cid
+		senders[x.From] = rc
+	}
+	return senders, nil
+}
+
 // cmdHistory reads a conversation's log.
 func (d *Device) cmdHistory(c *command, _ Ticket) ([]byte, *Error) {
-	conv, err := d.convArg(c, false)
+	conv, spans, err := d.convArg(c, false)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +152,7 @@ func (d *Device) cmdHistory(c *command, _ Ticket) ([]byte, *Error) {
 			return nil, errorf(BadRequest, "before: want a cseq, 1 or more")
 		}
 	}
-	list, serr := d.e.store.History(d.e.ctx, d.u.name, conv, r)
+	list, serr := d.e.historyWithin(d.e.ctx, d.u.name, conv, spans, r)
 	if serr != nil {
 		return nil, d.e.failed("history", serr)
 	}
@@ -132,6 +178,43 @@ func (d *Device) cmdHistory(c *command, _ Ticket) ([]byte, *Error) {
 	b = append(b, ']')
 	more = more || size >= store.PageBytes // it may have ended early
 	return append(appendBool(b, "more", more), '}'), nil
+}
+
+// historyWithin reads a page of a log within spans; what lies between them is not read. Like the store's pages it ends
+// early when its bodies reach store.PageBytes.
+func (e *Engine) historyWithin(
+	ctx context.Context, user string, conv store.Conv, spans []store.Span, r store.Range,
+) (page []*store.Message, err error) {
+	size := 0
+	for i := range spans {
+		s := spans[i]
+		if !r.Forward {
+			s = spans[len(spans)-1-i]
+		}
+		part := store.Range{After: max(r.After, s.From-1), Before: r.Before, Forward: r.Forward, Limit: r.Limit - len(page)}
+		if s.To != 0 && (r.Before == 0 || s.To < r.Before) {
+			part.Before = s.To + 1
+		}
+		if part.Before != 0 && part.Before-1 <= part.After {
+			continue
+		}
+		list, err := e.store.History(ctx, user, conv, part)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range list {
+			size += len(m.Body)
+		}
+		if r.Forward {
+			page = append(page, list...)
+		} else {
+			page = append(list, page...)
+		}
+		if len(page) >= r.Limit || size >= store.PageBytes {
+			break
+		}
+	}
+	return page, nil
 }
 
 // cmdConversations lists the user's conversations, the one with the newest message first.
@@ -170,9 +253,9 @@ func (d *Device) cmdConversations(c *command, t Ticket) ([]byte, *Error) {
 	return d.acceptPage(c, t, b, next)
 }
 
-// cmdReceipts tells who has a message and who has read it.
-func (d *Device) cmdReceipts(c *command, _ Ticket) ([]byte, *Error) {
-	conv, err := d.convArg(c, true)
+// cmdRecall puts a tombstone in the place of a message.
+func (d *Device) cmdRecall(c *command, t Ticket) ([]byte, *Error) {
+	conv, _, err := d.convArg(c, true)
 	if err != nil {
 		return nil, err
 	}
@@ -180,87 +263,60 @@ func (d *Device) cmdReceipts(c *command, _ Ticket) ([]byte, *Error) {
 	if serr != nil {
 		return nil, d.e.failed("message", serr)
 	}
-	to := conv.Peer(m.From)
-	var delivered, read []string
-	if to != m.From {
-		st, serr := d.e.store.Conversation(d.e.ctx, to, conv)
-		if serr != nil {
-			return nil, d.e.failed("conversation", serr)
-		}
-		if st.Read >= *c.Cseq {
-			read = append(read, to)
-		}
-		if max(st.Delivered, d.e.unflushedMark(to, conv)) >= *c.Cseq || read != nil {
-			delivered = append(delivered, to)
-		}
+	if err := d.mayRecall(m); err != nil {
+		return nil, err
 	}
-	b := append([]byte(nil), `{"delivered":`...)
-	b = strconv.AppendInt(b, int64(len(delivered)), 10)
-	b = appendInt(b, "read", int64(len(read)))
-	b = appendStrings(b, "delivered_by", delivered)
-	return append(appendStrings(b, "read_by", read), '}'), nil
-}
-
-func appendStrings(b []byte, key string, list []string) []byte {
-	b = append(b, ',', '"')
-	b = append(b, key...)
-	b = append(b, `":[`...)
-	for i, s := range list {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendString(b, s)
+	if m.Recalled {
+		return nil, nil
 	}
-	return append(b, ']')
-}
-
-// cmdRecall puts a tombstone in the place of a message that the user sent.
-func (d *Device) cmdRecall(c *command, t Ticket) ([]byte, *Error) {
-	conv, err := d.convArg(c, true)
+	to, err := d.e.audienceOf(d.e.ctx, conv)
 	if err != nil {
 		return nil, err
 	}
-	m, serr := d.e.store.Message(d.e.ctx, conv, *c.Cseq)
-	switch {
-	case serr != nil:
-		return nil, d.e.failed("message", serr)
-	case m.From != d.u.name:
-		return nil, errorf(Forbidden, "only the sender may recall a message")
-	case m.Recalled:
-		return nil, nil
-	}
 	r := &store.Recall{Conv: conv, Cseq: *c.Cseq}
-	return nil, d.commit(c, t, func(b *store.Batch) { b.Recalls = append(b.Recalls, r) }, func() *Error {
+	news := recallOf(m, d.u.name)
+	return nil, d.commit(c, t, func(b *store.Batch) {
+		b.Recalls = append(b.Recalls, r)
+		news.keep(b, to.notices())
+	}, func() *Error {
 		if r.Err != nil {
 			return d.e.failed("recall", r.Err)
 		}
-		a, b, _ := conv.Users()
-		for _, name := range compact(a, b) {
-			if u := d.e.user(name); u != nil && u.events.Load() > 0 {
-				ev := append([]byte(nil), `{"type":"recall"`...)
-				ev = appendConv(ev, name, conv)
-				ev = appendUint(ev, "cseq", r.Cseq)
-				ev = append(ev, `,"id":"`...)
-				ev = strconv.AppendInt(ev, m.ID, 10)
-				ev = append(ev, '"')
-				ev = appendField(ev, "by", d.u.name)
-				u.notify(d.e, Events, append(appendInt(ev, "ts", time.Now().UnixMilli()), '}'), nil)
-			}
-		}
+		d.e.tell(&to, &news)
 		return nil
 	})
 }
 
-func compact(a, b string) []string {
-	if a == b {
-		return []string{a}
+// mayRecall refuses whoever may not recall a message: in a group its sender, for a while, and the owner and admins may,
+// between two users the sender alone. What says who belongs to a group stands for ever.
+func (d *Device) mayRecall(m *store.Message) *Error {
+	role := store.Ordinary
+	if id, isGroup := m.Conv.Group(); isGroup {
+		x, err := d.e.member(d.e.ctx, id, d.u.name)
+		if err != nil {
+			return err
+		}
+		if role = x.Role; role == store.NoRole {
+			return errorf(NotMember, "you are not a member of group %q", clip(id))
+		}
+		if m.Type == "sys.group" {
+			return errorf(Forbidden, "a change of the group cannot be recalled")
+		}
 	}
-	return []string{a, b}
+	window := d.e.cfg.Load().RecallWindow
+	switch {
+	case role >= store.Admin:
+	case m.From != d.u.name:
+		return errorf(Forbidden, "only the sender may recall a message")
+	case !m.Recalled && window > 0 && time.Now().UnixMilli()-m.TS > window.Milliseconds():
+		return errorf(Expired, "a message may be recalled for %s", window)
+	}
+	return nil
 }
 
 // cmdDelete hides messages from the user, on all devices.
 func (d *Device) cmdDelete(c *command, t Ticket) ([]byte, *Error) {
-	conv, err := d.convArg(c, false)
+	conv, _, err := d.convArg(c, false)
 	if err != nil {
 		return nil, err
 	}
@@ -268,23 +324,12 @@ func (d *Device) cmdDelete(c *command, t Ticket) ([]byte, *Error) {
 		return nil, errorf(BadRequest, "cseqs: want 1 to %d, found %d", maxIDs, n)
 	}
 	del := store.Delete{User: d.u.name, Conv: conv, Cseqs: c.Cseqs}
-	return nil, d.commit(c, t, func(b *store.Batch) { b.Deletes = append(b.Deletes, del) }, func() *Error {
-		ev := append([]byte(nil), `{"type":"delete"`...)
-		ev = appendConv(ev, d.u.name, conv)
-		list, _ := json.Marshal(c.Cseqs)
-		ev = append(append(ev, `,"cseqs":`...), list...)
-		d.u.notify(d.e, Events, append(ev, '}'), d)
+	news := deletionOf(conv, c.Cseqs)
+	return nil, d.commit(c, t, func(b *store.Batch) {
+		b.Deletes = append(b.Deletes, del)
+		news.keep(b, []string{d.u.name})
+	}, func() *Error {
+		d.u.notify(d.e, Events, news.event(d.u.name), d)
 		return nil
 	})
-}
-
-// unflushedMark is a delivered watermark that may not have reached the store yet, 0 where there is none.
-func (e *Engine) unflushedMark(name string, conv store.Conv) uint64 {
-	u := e.user(name)
-	if u == nil {
-		return 0
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return max(u.delivered[conv], u.flushing.delivered[conv])
 }

@@ -8,38 +8,71 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// cmdTyping tells the peer; nothing is stored, and nothing answered.
+// cmdTyping tells the peer or the other members of a small group; nothing is stored, and nothing answered. A large
+// group is not told: who types there is no news to thousands.
 func (d *Device) cmdTyping(c *command, _ Ticket) ([]byte, *Error) {
+	const maxState = 64
 	if err := c.need(c.To != "", "to"); err != nil {
 		return nil, err
+	}
+	if len(c.State) > maxState {
+		return nil, errorf(BadRequest, "state: want at most %d bytes", maxState)
 	}
 	conv, err := ParseAddress(d.u.name, c.To)
 	if err != nil {
 		return nil, err
 	}
-	peer := conv.Peer(d.u.name)
-	if peer == "" {
-		return nil, errorf(NotFound, "there is no group %q", clip(c.To[2:]))
+	if err := d.allowSend(); err != nil {
+		return nil, err
 	}
-	u := d.e.user(peer)
-	if u == nil || u.events.Load() == 0 || peer == d.u.name {
+	if peer := conv.Peer(d.u.name); peer != "" {
+		if peer != d.u.name {
+			d.tellTyping(peer, conv, c.State)
+		}
 		return nil, nil
 	}
-	if blocked, err := d.e.blocked(d.e.ctx, peer, d.u.name); blocked || err != nil {
-		return nil, nil // a blocked user does not learn of it by typing
+	id, _ := conv.Group()
+	g, err := d.e.group(d.e.ctx, id)
+	if err != nil {
+		return nil, err
 	}
-	const maxState = 64
-	if len(c.State) > maxState {
-		return nil, errorf(BadRequest, "state: want at most %d bytes", maxState)
+	m, err := d.e.member(d.e.ctx, id, d.u.name)
+	switch {
+	case err != nil:
+		return nil, err
+	case m.Role == store.NoRole:
+		return nil, errorf(NotMember, "you are not a member of group %q", clip(id))
+	case g.LargeFrom != 0:
+		d.e.m.Dropped("typing_large")
+		return nil, nil
+	}
+	return nil, d.e.eachMember(d.e.ctx, id, func(x *store.Member) { d.tellTyping(x.User, conv, c.State) })
+}
+
+// allowSend counts a send, or what costs as much, against what the user may do.
+func (d *Device) allowSend() *Error {
+	if l := d.u.limiter.Load(); l != nil && !l.Allow() {
+		return errorf(RateLimited, "more than %g sends a second", d.e.cfg.Load().SendsPerSecond)
+	}
+	return nil
+}
+
+// tellTyping tells the user's other devices, or those of another user. A blocked user does not learn of it by typing.
+func (d *Device) tellTyping(to string, conv store.Conv, state []byte) {
+	u := d.e.user(to)
+	if u == nil || u.events.Load() == 0 {
+		return
+	}
+	if blocked, err := d.e.blocked(d.e.ctx, to, d.u.name); blocked || err != nil {
+		return
 	}
 	b := append([]byte(nil), `{"type":"typing"`...)
-	b = appendConv(b, peer, conv)
+	b = appendConv(b, to, conv)
 	b = appendField(b, "from", d.u.name)
-	if len(c.State) > 0 {
-		b = append(append(b, `,"state":`...), c.State...)
+	if len(state) > 0 {
+		b = append(append(b, `,"state":`...), state...)
 	}
-	u.notify(d.e, Events, append(b, '}'), nil)
-	return nil, nil
+	u.notify(d.e, Events, append(b, '}'), d)
 }
 
 // usersArg reads the command's users.
@@ -55,19 +88,20 @@ func (c *command) usersArg() *Error {
 	return nil
 }
 
-// cmdPresenceGet tells who is there. Whoever has blocked the asker seems never to have been.
+// cmdPresenceGet tells who is there. Whoever is not to be seen by the asker seems never to have been.
 func (d *Device) cmdPresenceGet(c *command, _ Ticket) ([]byte, *Error) {
 	if err := c.usersArg(); err != nil {
 		return nil, err
 	}
 	b := []byte{'['}
+	mine := d.e.acquaintances(d.u.name)
 	for i, name := range c.Users {
-		hidden, err := d.e.blocked(d.e.ctx, name, d.u.name)
+		visible, err := mine.see(d.e.ctx, name)
 		if err != nil {
-			return nil, d.e.failed("block list", err)
+			return nil, d.e.failed("presence", err)
 		}
 		st := presenceState{user: name}
-		if !hidden {
+		if visible {
 			st = d.e.presenceOf(name)
 		}
 		if i > 0 {

@@ -176,6 +176,8 @@ func TestPresence(t *testing.T) {
 	bubble(t, Config{PresenceGrace: 2 * time.Second}, func(t *testing.T, w *world) {
 		a, eve := w.connect("alice", "a", persistent, IM), w.connect("eve", "e", persistent, IM)
 		b := w.connect("bob", "b", persistent, IM)
+		w.send(a, "bob", "hi")
+		w.send(eve, "bob", "hi")
 		w.ok(b, nil, "block.add", `{"user":"eve"}`)
 		var list []struct {
 			User   string

@@ -64,6 +64,8 @@ type Device struct {
 	armedAt  int64           // when check runs, Unix milliseconds
 	watching map[string]bool // presence
 	nonce    string          // names a session that ends with the connection; made by onceCid
+	missed   int64           // since when there may be notices that it has not had, Unix milliseconds; 0: there are none
+	catching bool            // it is being sent them
 }
 
 // Connect tells the engine that a device of user is there. The device gets nothing until SetProfile. An earlier
@@ -97,7 +99,7 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 	u.mu.Lock()
 	d.inbox.cursor = u.cursor
 	if alive && !s.Clean {
-		d.inbox.cursor, d.resumed = rec.Cursor, true
+		d.inbox.cursor, d.resumed, d.missed = rec.Cursor, true, rec.LastSeen
 	}
 	d.inbox.next = d.inbox.cursor + 1
 	if s.Persistent {
@@ -242,9 +244,13 @@ func (d *Device) Disconnect(ended bool) {
 
 // record is what is stored about the device; u.mu is held.
 func (d *Device) record(expires int64) store.Device {
+	seen := time.Now().UnixMilli()
+	if d.catching && d.missed != 0 {
+		seen = d.missed // should the connection end now, the next one has them to send again
+	}
 	return store.Device{
 		DeviceKey: store.DeviceKey{User: d.u.name, Device: d.id},
-		Cursor:    d.inbox.cursor, LastSeen: time.Now().UnixMilli(), Expires: expires, Profile: d.profile.String(),
+		Cursor:    d.inbox.cursor, LastSeen: seen, Expires: expires, Profile: d.profile.String(),
 	}
 }
 
@@ -261,6 +267,7 @@ func (d *Device) SetProfile(p Profile, channels Channel) {
 	if p != None && d.held > 0 {
 		d.arm(time.Now().UnixMilli()) // what fell due while the device did not read
 	}
+	d.catchUp(p, channels)
 	d.pump()
 }
 

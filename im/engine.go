@@ -113,18 +113,19 @@ type Engine struct {
 	mu    sync.Mutex // guards user.pins and the deletion from users
 	users sync.Map   // name → *user: connected, being connected, or with something to flush
 
-	queue    queue
-	commits  chan []*pending // committed batches on their way to the deliverer
-	spares   chan []*pending // and the emptied ones on their way back
-	blocks   cache[string, map[string]bool]
-	groups   cache[string, standing]
-	members  cache[memberKey, part]
-	changes  changeLocks
-	receipts receipts
-	feeds    feeds
-	presence presence
-	pumps    chan struct{} // bounds the pages that pumps hold in memory
-	dirty    dirtyList
+	queue      queue
+	commits    chan []*pending // committed batches on their way to the deliverer
+	spares     chan []*pending // and the emptied ones on their way back
+	blocks     cache[string, map[string]bool]
+	groups     cache[string, standing]
+	members    cache[memberKey, part]
+	changes    changeLocks
+	receipts   receipts
+	feeds      feeds
+	presence   presence
+	acquainted acquaintedCache
+	pumps      chan struct{} // bounds the pages that pumps hold in memory
+	dirty      dirtyList
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -162,6 +163,7 @@ func New(st store.Store, cfg Config) *Engine {
 	e.core.Go(e.deliverLoop)
 	e.spawn(e.flushLoop)
 	e.spawn(e.receiptLoop)
+	e.spawn(e.presence.loop)
 	e.spawn(e.maintainLoop)
 	return e
 }

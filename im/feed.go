@@ -132,7 +132,7 @@ func (e *Engine) offerLarge(p *pending, touched *links) {
 // message that says so is offered: who joins begins with it, and who leaves ends with it.
 func (e *Engine) follow(p *pending) {
 	ch := p.Change
-	mode := receiptMode(ch.Group)
+	mode := ch.Group.ReceiptMode()
 	e.feeds.setMode(p.Conv, mode)
 	for i := range ch.Members {
 		m := &ch.Members[i]
@@ -148,13 +148,6 @@ func (e *Engine) follow(p *pending) {
 			e.followUser(name, p, []store.Span{{From: p.Cseq}}, mode)
 		}
 	}
-}
-
-func receiptMode(g store.Group) store.ReceiptMode {
-	if g.Receipts == store.ReceiptsByKind {
-		return store.ReceiptsCounts
-	}
-	return g.Receipts
 }
 
 func (e *Engine) followUser(name string, p *pending, spans []store.Span, mode store.ReceiptMode) {

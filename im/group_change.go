@@ -1,7 +1,6 @@
 package im
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -227,11 +226,10 @@ func (d *Device) changing(ch *groupChange, v *groupView, ed *groupEdit) (*pendin
 	large := v.g.LargeFrom == 0 && (ed.large || len(joiners) > 0 && v.g.MemberCount+uint64(len(joiners)) > uint64(cfg.GroupSmallMax))
 	if large {
 		ed.body.Kind = "large"
-		names, err := e.memberNames(e.ctx, ch.group)
-		if err != nil {
+		if err := e.eachMember(e.ctx, ch.group, func(m *store.Member) { p.attach = append(p.attach, m.User) }); err != nil {
 			return nil, err
 		}
-		p.attach = append(names, joiners...)
+		p.attach = append(p.attach, joiners...)
 	}
 	ed.body.By = d.u.name
 	body, jerr := json.Marshal(&ed.body)
@@ -246,23 +244,6 @@ func (d *Device) changing(ch *groupChange, v *groupView, ed *groupEdit) (*pendin
 	}
 	p.Change = &store.Change{Group: ed.group, Members: ed.members, Large: large, End: ed.end}
 	return p, nil
-}
-
-// memberNames lists the members of a group that is small, nobody where there is none.
-func (e *Engine) memberNames(ctx context.Context, id string) (names []string, rerr *Error) {
-	for after := ""; ; {
-		list, next, err := e.store.Members(ctx, id, after, 1000)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return nil, e.failed("members", err)
-		}
-		for i := range list {
-			names = append(names, list[i].User)
-		}
-		if next == "" {
-			return names, nil
-		}
-		after = next
-	}
 }
 
 // onceCid is the cid under which the store remembers that a command with a rid has been done, for as long as it remembers

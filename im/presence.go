@@ -1,16 +1,23 @@
 package im
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
 
-// presence tells watchers who comes and goes. A user who is back within the grace was never away.
+// presence tells watchers who comes and goes. A user who is back within the grace was never away. They are told from a
+// goroutine of its own: however many watch, nobody waits for it. Of a user who comes and goes again before his turn, the
+// state that he is in then is told.
 type presence struct {
 	e       *Engine
 	mu      sync.Mutex
 	watched map[string]map[*Device]bool // user → who watches
 	leaving map[string]*time.Timer      // users whose last device has gone a moment ago
+	news    map[string]bool             // users of whom there is something to tell; all of them are watched
+	order   []string                    // the same in the order of their turns
+	wake    chan struct{}
 	stopped bool
 }
 
@@ -20,6 +27,8 @@ func (p *presence) init(e *Engine) {
 	p.e = e
 	p.watched = map[string]map[*Device]bool{}
 	p.leaving = map[string]*time.Timer{}
+	p.news = map[string]bool{}
+	p.wake = make(chan struct{}, 1)
 }
 
 // watch adds users to what a device watches; it returns false when that would be too many.
@@ -79,15 +88,13 @@ func (p *presence) unwatch(d *Device, users map[string]bool) {
 // online is called when a user's first device has connected.
 func (p *presence) online(user string) {
 	p.mu.Lock()
-	t, was := p.leaving[user]
-	if was {
+	defer p.mu.Unlock()
+	if t, was := p.leaving[user]; was {
 		t.Stop()
 		delete(p.leaving, user)
+		return
 	}
-	p.mu.Unlock()
-	if !was {
-		p.tell(user)
-	}
+	p.tell(user)
 }
 
 // offline is called when a user's last device has gone.
@@ -97,15 +104,16 @@ func (p *presence) offline(user string) {
 	if p.stopped || len(p.watched[user]) == 0 || p.leaving[user] != nil {
 		return
 	}
-	p.leaving[user] = time.AfterFunc(p.e.cfg.Load().PresenceGrace, func() {
+	var t *time.Timer
+	t = time.AfterFunc(p.e.cfg.Load().PresenceGrace, func() {
 		p.mu.Lock()
-		_, still := p.leaving[user]
-		delete(p.leaving, user)
-		p.mu.Unlock()
-		if still {
+		defer p.mu.Unlock()
+		if p.leaving[user] == t { // not back, nor gone again, in the meantime
+			delete(p.leaving, user)
 			p.tell(user)
 		}
 	})
+	p.leaving[user] = t
 }
 
 func (p *presence) stop() {
@@ -118,20 +126,57 @@ func (p *presence) stop() {
 	clear(p.leaving)
 }
 
-// tell sends the user's presence to those who watch and are not blocked.
+// tell has the user's presence sent to those who watch; p.mu is held.
 func (p *presence) tell(user string) {
-	p.mu.Lock()
-	list := make([]*Device, 0, len(p.watched[user]))
-	for d := range p.watched[user] {
-		list = append(list, d)
-	}
-	p.mu.Unlock()
-	if len(list) == 0 {
+	if len(p.watched[user]) == 0 || p.news[user] {
 		return
 	}
+	p.news[user] = true
+	p.order = append(p.order, user)
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *presence) loop() {
+	for {
+		select {
+		case <-p.e.ctx.Done():
+			return
+		case <-p.wake:
+		}
+		p.mu.Lock()
+		order := p.order
+		p.order = nil
+		p.mu.Unlock()
+		for _, user := range order {
+			p.send(user)
+		}
+	}
+}
+
+// send sends the user's presence to those who watch and may see it at this moment.
+func (p *presence) send(user string) {
+	p.mu.Lock()
+	delete(p.news, user) // what happens from here on is news again
+	list := slices.Collect(maps.Keys(p.watched[user]))
+	p.mu.Unlock()
 	st := p.e.presenceOf(user)
+	his := p.e.acquaintances(user)
 	for _, d := range list {
-		if hidden, err := p.e.blocked(p.e.ctx, user, d.u.name); hidden || err != nil || !d.wants(Events) {
+		if p.e.ctx.Err() != nil {
+			return
+		}
+		if !d.wants(Events) {
+			continue
+		}
+		switch visible, err := his.see(p.e.ctx, d.u.name); {
+		case err != nil:
+			p.e.failed("presence", err)
+			p.e.m.Dropped("notification")
+			continue
+		case !visible:
 			continue
 		}
 		b := append([]byte(nil), `{"type":"presence"`...)

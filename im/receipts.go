@@ -120,7 +120,7 @@ func (rc *receipt) append(b []byte, user string) []byte {
 		b = strconv.AppendInt(b, rc.id, 10)
 		b = append(b, '"')
 	}
-	if rc.cid != "" {
+	if rc.cid != "" && rc.cid[0] != 0xff { // else the engine's own: clients' are UTF-8
 		b = appendField(b, "cid", rc.cid)
 	}
 	b = appendField(b, "by", rc.by)

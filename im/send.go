@@ -133,8 +133,8 @@ func (d *Device) prepare(p *pending, addr string, ttl int64) *Error {
 	case cfg.MessageBytes > 0 && len(p.Body) > cfg.MessageBytes:
 		return errorf(TooLarge, "body of %d bytes, the limit is %d", len(p.Body), cfg.MessageBytes)
 	}
-	if l := d.u.limiter.Load(); l != nil && !l.Allow() {
-		return errorf(RateLimited, "more than %g sends a second", cfg.SendsPerSecond)
+	if err := d.allowSend(); err != nil {
+		return err
 	}
 	if serr := e.store.Healthy(); serr != nil {
 		return errUnavailable
