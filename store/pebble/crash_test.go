@@ -248,6 +248,15 @@ func drive(t *testing.T, s *pebble.Store, h *history, stop chan struct{}) *sync.
 					return
 				}
 				h.ack(b)
+				if w.n%3 > 0 {
+					continue
+				}
+				b = &store.Batch{Notices: []store.Notice{{To: "alone", TS: int64(w.n), Payload: fmt.Append(nil, i)}}}
+				if err := s.Commit(ctx, b); err != nil {
+					t.Error(err)
+					return
+				}
+				h.ack(b)
 			}
 		})
 	}
