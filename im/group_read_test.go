@@ -14,16 +14,16 @@ import (
 )
 
 // changeGroup commits a change of a group by one of its members, made on its present state, and returns its cseq.
-func (w *world) changeGroup(id, by string, edit func(*store.Change)) uint64 {
+func (w *world) changeGroup(id, by string, edit func(*store.Change), attach ...string) uint64 {
 	w.t.Helper()
 	g, err := w.st.Group(context.Background(), id)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		w.t.Fatalf("group %s: %v", id, err)
 	}
-	p := &pending{}
+	p := &pending{attach: attach}
 	p.Change = &store.Change{Group: g}
 	edit(p.Change)
-	p.Type, p.Encoding, p.Body = "sys.group", store.JSON, []byte("{}")
+	p.Type, p.Encoding, p.Body = "sys.group", store.JSON, []byte(`{"change":"test"}`)
 	return w.commit(p, id, by, "")
 }
 
@@ -83,7 +83,7 @@ func (w *world) historyPage(l *fakeLink, args string) (cseqs []uint64, more bool
 }
 
 // TestGroupRights: a stranger is told, a former member reads what it was there for.
-func TestGroupRights(t *testing.T) {
+func TestGroupReadingRights(t *testing.T) {
 	bubble(t, quietly, func(t *testing.T, w *world) {
 		a, b, eve := w.connect("alice", "a", persistent, IM), w.connect("bob", "b", persistent, IM), w.connect("eve", "e", persistent, IM)
 		w.newGroup("g", "alice", "bob")       // 1

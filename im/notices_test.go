@@ -14,7 +14,11 @@ import (
 // large makes a group large.
 func (w *world) large(id, by string) {
 	w.t.Helper()
-	w.changeGroup(id, by, func(c *store.Change) { c.Large = true })
+	var members []string
+	if err := w.e.eachMember(context.Background(), id, func(m *store.Member) { members = append(members, m.User) }); err != nil {
+		w.t.Fatal(err)
+	}
+	w.changeGroup(id, by, func(c *store.Change) { c.Large = true }, members...)
 }
 
 // changes lists the recalls and deletions that a device was told of, in order.

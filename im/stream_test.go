@@ -18,8 +18,8 @@ import (
 
 const team = store.Conv("g/team")
 
-// commit has a message stored and delivered as the committer does, and waits for that.
-func (w *world) commit(p *pending) *pending {
+// commitTeam has a message stored and delivered as the committer does, and waits for that.
+func (w *world) commitTeam(p *pending) *pending {
 	w.t.Helper()
 	p.Conv, p.TS = team, time.Now().UnixMilli()
 	if !w.e.queue.put(p) {
@@ -31,8 +31,8 @@ func (w *world) commit(p *pending) *pending {
 	return p
 }
 
-// post sends a text to the group from no device in particular, and returns its cseq.
-func (w *world) post(from, body string) uint64 {
+// postTeam sends a text to the group from no device in particular, and returns its cseq.
+func (w *world) postTeam(from, body string) uint64 {
 	w.t.Helper()
 	return w.postFrom(from, "", body)
 }
@@ -41,7 +41,7 @@ func (w *world) postFrom(from, device, body string) uint64 {
 	w.t.Helper()
 	p := &pending{}
 	p.From, p.Device, p.Type, p.Body = from, device, "text", []byte(body)
-	if w.commit(p); p.Err != nil {
+	if w.commitTeam(p); p.Err != nil {
 		w.t.Fatalf("%s posts %q: %v", from, body, p.Err)
 	}
 	return p.Cseq
@@ -50,7 +50,7 @@ func (w *world) postFrom(from, device, body string) uint64 {
 func (w *world) postMany(from string, n int) (last uint64) {
 	w.t.Helper()
 	for i := range n {
-		last = w.post(from, fmt.Sprint(i))
+		last = w.postTeam(from, fmt.Sprint(i))
 	}
 	return last
 }
@@ -66,7 +66,7 @@ func (w *world) change(edit func(c *store.Change), attach ...string) uint64 {
 	p.From, p.Type, p.Encoding, p.Body = "owner", "sys.group", store.JSON, []byte(`{"change":"test","by":"test"}`)
 	p.Change = &store.Change{Group: g}
 	edit(p.Change)
-	if w.commit(p); p.Err != nil {
+	if w.commitTeam(p); p.Err != nil {
 		w.t.Fatalf("change: %v", p.Err)
 	}
 	return p.Cseq
@@ -227,7 +227,7 @@ func TestLargeSpans(t *testing.T) {
 		wantTeam(t, late, span(1, 4)...)
 		late.bye()
 		w.join("bob") // 8
-		w.post("owner", "x")
+		w.postTeam("owner", "x")
 		wantTeam(t, on, 1, 2, 3, 4, 8, 9)
 		late = w.connect("bob", "off", persistent, IM)
 		wantTeam(t, late, 1, 2, 3, 4, 8, 9)
@@ -256,7 +256,7 @@ func TestLargeJoin(t *testing.T) {
 		b := w.connect("bob", "b", persistent, IM)
 		w.postMany("owner", 3)
 		w.join("bob") // 5
-		w.post("owner", "x")
+		w.postTeam("owner", "x")
 		wantTeam(t, b, 5, 6)
 		w.change(func(c *store.Change) { c.Members = asMembers(store.Admin, "bob") })
 		wantTeam(t, b, 5, 6, 7)
@@ -310,7 +310,7 @@ func TestLargeGrowthAtOnce(t *testing.T) {
 			c.Large = true
 			c.Members = append(asMembers(store.Ordinary, "dave"), asMembers(store.NoRole, "carol")...)
 		}, "owner", "bob", "carol", "dave")
-		w.post("owner", "x")
+		w.postTeam("owner", "x")
 		wantTeam(t, b, 1, 2, 3)
 		wantTeam(t, c, 1, 2)
 		wantTeam(t, d, 2, 3)
@@ -375,7 +375,7 @@ func TestLargeWindow(t *testing.T) {
 		wantTeam(t, b, 1, 2, 3, 4)
 		w.ok(b, nil, "ack", `{"seq":6}`)
 		w.ackTeam(b, 4)
-		w.post("owner", "x")
+		w.postTeam("owner", "x")
 		wantTeam(t, b, 1, 2, 3, 4, 5)
 		if b.dev.held != 1 {
 			t.Errorf("%d messages are held, want 1", b.dev.held)
@@ -396,7 +396,7 @@ func TestLargeSlowLink(t *testing.T) {
 		wantTeam(t, b, span(1, 6)...)
 		b.setRoom(-1)
 		wantTeam(t, b, span(1, 10)...)
-		w.post("owner", "x")
+		w.postTeam("owner", "x")
 		wantTeam(t, b, span(1, 11)...)
 	})
 }
@@ -533,7 +533,7 @@ func TestLargeAgain(t *testing.T) {
 		}
 		w.ackTeam(b, 4)
 		b.auto = false
-		w.post("owner", "x")
+		w.postTeam("owner", "x")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		if got := b.closes(); len(got) != 1 || got[0] != CloseNoAck {
@@ -547,7 +547,7 @@ func TestLargeProfile(t *testing.T) {
 	bubble(t, quietly, func(t *testing.T, w *world) {
 		w.create(true, "bob")
 		b := w.connect("bob", "b", persistent, IM)
-		w.post("owner", "x")
+		w.postTeam("owner", "x")
 		wantTeam(t, b, 1, 2)
 		b.dev.SetProfile(None, 0)
 		w.postMany("owner", 2)
@@ -580,7 +580,7 @@ func TestLargeDeleted(t *testing.T) {
 		if n := b.notesOf(Events, "inbox.trimmed"); len(n) > 0 {
 			t.Errorf("what was deleted is called trimmed: %v", n)
 		}
-		w.post("owner", "x")
+		w.postTeam("owner", "x")
 		wantTeam(t, b, 1, 4, 7)
 	})
 }
@@ -617,9 +617,9 @@ func TestLargeReceipts(t *testing.T) {
 			o, a := w.connect("owner", "o", persistent, IM), w.connect("alice", "a", persistent, IM)
 			b1, b2 := w.connect("bob", "1", persistent, IM), w.connect("bob", "2", persistent, IM)
 			w.change(func(c *store.Change) { c.Group.Receipts = mode }) // 2
-			w.post("alice", "x")                                        // 3
-			w.post("owner", "x")                                        // 4
-			w.post("alice", "x")                                        // 5
+			w.postTeam("alice", "x")                                        // 3
+			w.postTeam("owner", "x")                                        // 4
+			w.postTeam("alice", "x")                                        // 5
 			synctest.Wait()
 			w.ackTeam(b1, 5)
 			w.ackTeam(b2, 5)
@@ -655,8 +655,8 @@ func TestInboxReceipts(t *testing.T) {
 		w.create(false, "bob", "alice")
 		o, a := w.connect("owner", "o", persistent, IM), w.connect("alice", "a", persistent, IM)
 		b := w.connect("bob", "b", persistent, IM)
-		w.post("alice", "x")
-		w.post("owner", "x")
+		w.postTeam("alice", "x")
+		w.postTeam("owner", "x")
 		synctest.Wait()
 		w.ok(b, nil, "ack", `{"seq":3}`)
 		synctest.Wait()
@@ -672,9 +672,9 @@ func TestInboxReceipts(t *testing.T) {
 // nor delivered twice.
 func TestLargeConnectRace(t *testing.T) {
 	for what, do := range map[string]func(w *world){
-		"message": func(w *world) { w.post("owner", "x") },
-		"leave":   func(w *world) { w.leave("bob"); w.post("owner", "x") },
-		"back":    func(w *world) { w.leave("bob"); w.post("owner", "x"); w.join("bob") },
+		"message": func(w *world) { w.postTeam("owner", "x") },
+		"leave":   func(w *world) { w.leave("bob"); w.postTeam("owner", "x") },
+		"back":    func(w *world) { w.leave("bob"); w.postTeam("owner", "x"); w.join("bob") },
 		"end":     func(w *world) { w.change(func(c *store.Change) { c.End = true }) },
 	} {
 		for _, nth := range []int{1, 2, 3} {
@@ -693,7 +693,7 @@ func TestLargeConnectRace(t *testing.T) {
 				want := map[string][]uint64{"message": {1, 2}, "leave": {1, 2}, "back": {1, 2, 4}, "end": {1, 2}}[what]
 				wantTeam(t, b, want...)
 				if what == "message" || what == "back" {
-					wantTeam(t, b, append(want, w.post("owner", "y"))...)
+					wantTeam(t, b, append(want, w.postTeam("owner", "y"))...)
 				}
 			})
 		}
@@ -711,7 +711,7 @@ func TestLargeConnectRace(t *testing.T) {
 				}
 			})
 			b := w.connect("bob", "b", Session{}, IM)
-			w.post("owner", "x")
+			w.postTeam("owner", "x")
 			wantTeam(t, b, 2, 3)
 		})
 	})
@@ -776,7 +776,7 @@ func (m *teamModel) step() {
 	d := m.devices[m.r.IntN(len(m.devices))]
 	switch n := m.r.IntN(20); {
 	case n < 6:
-		m.head = m.w.post("owner", "x")
+		m.head = m.w.postTeam("owner", "x")
 		m.log = append(m.log, "post")
 	case n < 9 && m.in(d.user):
 		m.head = m.w.leave(d.user)
