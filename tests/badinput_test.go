@@ -88,7 +88,7 @@ func TestBadInput(t *testing.T) {
 			{"nonsense", `{"rid":"R"}`, "unknown_command"},
 			{"SEND", `{"rid":"R"}`, "unknown_command"},
 			{"", `{"rid":"R"}`, "unknown_command"},
-			{"group.create", `{"rid":"R","name":"x","members":[]}`, "unknown_command"},
+			{"group.create", `{"rid":"R","name":"x","members":["-"]}`, "bad_request"},
 		}
 		for i, tt := range tests {
 			rid := fmt.Sprintf("bad-%d", i)
