@@ -58,6 +58,11 @@ func TestCache(t *testing.T) {
 	get(999, 99901, 1)
 	get(998, 99801, 1)
 	get(997, 99700, 0)
+	for k := range 5 { // what was remembered then is the older generation
+		get(2000+k, 100*(2000+k)+1, 1)
+	}
+	c.forget(999)
+	get(999, 99901, 1)
 
 	during = func() { now = 2; c.forget(5) } // the change comes after the read, before it is remembered
 	get(5, 501, 1)

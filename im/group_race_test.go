@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/mqim/mqim/store"
 )
@@ -215,4 +216,36 @@ func TestGroupConcurrent(t *testing.T) {
 			t.Errorf("%s: %v, spans are %v, the log says %v", user, err, m.Spans, spans)
 		}
 	}
+}
+
+// TestGroupInTurn: the changes of a group on one node wait for each other, and none is made twice.
+func TestGroupInTurn(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		a, a2 := w.connect("ann", "a", persistent, IM), w.connect("ann", "a2", persistent, IM)
+		w.ok(a, nil, "group.create", `{"group":"g","name":"n"}`)
+		release := w.hold()
+		var wg sync.WaitGroup
+		for i, l := range []*fakeLink{a, a2} {
+			wg.Go(func() { l.start("group.add", `{"group":"g","users":["u%d"]}`, i) })
+		}
+		synctest.Wait()
+		var changed atomic.Int64
+		w.st.set(func() {
+			hold := w.st.onCommit
+			w.st.onCommit = func(b *store.Batch, commit func() error) error {
+				err := hold(b, commit)
+				for _, s := range b.Sends {
+					if s.Err != nil {
+						changed.Add(1)
+					}
+				}
+				return err
+			}
+		})
+		release()
+		wg.Wait()
+		if n := changed.Load(); n != 0 || len(w.changesOf("g")) != 3 {
+			t.Errorf("%d changes were refused, %d made", n, len(w.changesOf("g")))
+		}
+	})
 }

@@ -357,6 +357,18 @@ func TestGroupLimits(t *testing.T) {
 		if !large("g1") {
 			t.Error("a large group stays large")
 		}
+		if n := links[1].notesOf(Events, "group"); !strings.Contains(n[len(n)-1].raw, `"remove"`) {
+			t.Errorf("who was removed was last told %s", n[len(n)-1].raw)
+		}
+		grown := 0
+		for _, c := range w.changesOf("g1") {
+			if c.Kind != "" {
+				grown++
+			}
+		}
+		if grown != 1 {
+			t.Errorf("%d messages say that the group has become large", grown)
+		}
 
 		for i := 2; i <= 4; i++ {
 			w.ok(a, nil, "group.create", `{"group":"g%d","name":"n"}`, i)
@@ -374,6 +386,9 @@ func TestGroupLimits(t *testing.T) {
 		}
 		w.ok(a, nil, "group.dissolve", `{"group":"g4"}`) // an ended one does not count
 		w.ok(a, nil, "group.join", `{"group":"g5"}`)
+		w.refused(RateLimited, a, "group.create", `{"group":"g6","name":"n"}`)
+		w.ok(a, nil, "group.leave", `{"group":"g5"}`) // nor does one that was left
+		w.ok(a, nil, "group.create", `{"group":"g7","name":"n"}`)
 		cfg.GroupsPerUser, cfg.GroupLargeMax = 0, 2
 		w.e.Reconfigure(cfg)
 		w.ok(a, nil, "group.create", `{"group":"g6","name":"n"}`)
@@ -417,7 +432,12 @@ func TestGroupLongList(t *testing.T) {
 		if rec, _ := w.st.Group(t.Context(), "g"); rec.LargeFrom != 1 {
 			t.Errorf("large from %d, want 1", rec.LargeFrom)
 		}
-		w.ok(a, nil, "group.create", "%s", create)
+		w.ok(a, nil, "group.add", `{"group":"g","users":["u00001"]}`)
+		w.ok(a, nil, "group.remove", `{"group":"g","users":["u00002","u00700","u01400"]}`)
+		w.ok(a, &g, "group.create", "%s", create)
+		if g.Members != 1498 {
+			t.Errorf("created again it has %d members, want 1498", g.Members)
+		}
 		w.ok(a, nil, "group.add", `{"group":"g","users":%s}`, names("v", 1, 501))
 		w.ok(a, nil, "group.role", `{"group":"g","user":"v00500","role":"admin"}`)
 		w.ok(a, nil, "group.add", `{"group":"g","users":["bob"]}`)
@@ -429,7 +449,7 @@ func TestGroupLongList(t *testing.T) {
 		}
 		w.ok(a, nil, "group.remove", `{"group":"g","users":%s}`, names("v", 1, 501))
 		w.ok(a, &g, "group.get", `{"rid":"2","group":"g"}`)
-		if g.Members != 1501 {
+		if g.Members != 1499 {
 			t.Errorf("got %+v", g)
 		}
 	})
