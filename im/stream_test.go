@@ -617,9 +617,9 @@ func TestLargeReceipts(t *testing.T) {
 			o, a := w.connect("owner", "o", persistent, IM), w.connect("alice", "a", persistent, IM)
 			b1, b2 := w.connect("bob", "1", persistent, IM), w.connect("bob", "2", persistent, IM)
 			w.change(func(c *store.Change) { c.Group.Receipts = mode }) // 2
-			w.postTeam("alice", "x")                                        // 3
-			w.postTeam("owner", "x")                                        // 4
-			w.postTeam("alice", "x")                                        // 5
+			w.postTeam("alice", "x")                                    // 3
+			w.postTeam("owner", "x")                                    // 4
+			w.postTeam("alice", "x")                                    // 5
 			synctest.Wait()
 			w.ackTeam(b1, 5)
 			w.ackTeam(b2, 5)
@@ -661,8 +661,9 @@ func TestInboxReceipts(t *testing.T) {
 		w.ok(b, nil, "ack", `{"seq":3}`)
 		synctest.Wait()
 		for l, cseq := range map[*fakeLink]uint64{o: 3, a: 2} {
-			if got := l.notesOf(Receipts, ""); len(got) != 1 || got[0].Cseq != cseq {
-				t.Errorf("%s: got receipts %+v, want one of %d", l.dev.User(), got, cseq)
+			// They may be merged: the last one counts.
+			if got := l.notesOf(Receipts, ""); len(got) == 0 || got[len(got)-1].Cseq != cseq {
+				t.Errorf("%s: got receipts %+v, want the last of %d", l.dev.User(), got, cseq)
 			}
 		}
 	})
