@@ -215,6 +215,7 @@ func TestUnsyncedGroup(t *testing.T) {
 	fs.mu.Lock()
 	wg.Go(func() { send(message("g/b", leave), message("g/b", nil), message("g/a", nil)) })
 	wait(t, "that bob left is written", func() bool { m, _ := s.Member(ctx, "b", "bob"); return m.Role == store.NoRole })
+	check("g/new 1 1", "g/a 2 2", "u/ann/bob 1 1", "g/b 1 1")
 	for c, want := range map[store.Conv]uint64{"g/a": 2, "g/b": 1} {
 		if x, err := s.Conversation(ctx, "bob", c); err != nil || x.Head != want || x.Unread != want {
 			t.Errorf("%s: got head %d, unread %d, %v, want %d", c, x.Head, x.Unread, err, want)

@@ -102,13 +102,14 @@ func (s *Store) groupsBelow(user string, below uint64) ([]recent, error) {
 	defer it.Close()
 	var out []recent
 	var current []store.Conv
+	durable := s.lastID.Load() // who leaves with a later message is still there
 	for ok := it.First(); ok; ok = it.Next() {
 		m, left, err := s.iterMembership(it, user)
 		if err != nil {
 			return nil, err
 		}
 		conv := store.GroupConv(m.Group)
-		if m.Current {
+		if m.Current || left > durable {
 			current = append(current, conv)
 		} else if uint64(left) < below {
 			out = append(out, recent{uint64(left), conv})
