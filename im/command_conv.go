@@ -116,7 +116,7 @@ func (d *Device) sendersRead(conv store.Conv, old, upto uint64) (map[string]rece
 		return nil, rerr
 	}
 	list, err := d.e.store.History(d.e.ctx, d.u.name, conv,
-		store.Range{After: max(old, upto-min(upto, receiptSpan)), Before: upto + 1, Limit: receiptSpan})
+		store.Range{After: old, Before: upto + 1, Limit: receiptSpan})
 	if err != nil {
 		return nil, d.e.failed("history", err)
 	}

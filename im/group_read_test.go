@@ -161,6 +161,16 @@ func TestGroupReadReceipts(t *testing.T) {
 		w.ok(b, nil, "read", `{"conv":"g/g","cseq":%d}`, first+receiptSpan)
 		want(a, 3)
 		want(c, 4, first+receiptSpan)
+		erin := w.connect("erin", "e", persistent, IM) // may read everything, but was not there for it
+		w.changeGroup("g", "alice", func(c *store.Change) {
+			c.Group.HistoryAll = true
+			c.Members = []store.Member{{User: "erin", Role: store.Ordinary, Joined: 1}}
+		})
+		w.ok(erin, nil, "read", `{"conv":"g/g","cseq":%d}`, w.post("g", "bob", "b", "welcome"))
+		want(c, 4, first+receiptSpan)
+		if got := b.notesOf(Receipts, "read"); len(got) != 1 || got[0].By != "erin" {
+			t.Errorf("bob: read receipts %+v", got)
+		}
 	})
 }
 
@@ -255,7 +265,9 @@ func TestGroupReceipts(t *testing.T) {
 		a, b, c := w.connect("alice", "a", persistent, IM), w.connect("bob", "b", persistent, IM), w.connect("carol", "c", persistent, IM)
 		w.newGroup("g", "alice", "bob", "carol", "dave") // 1
 		cseq := w.post("g", "alice", "a", "2")
+		erin := w.connect("erin", "e", persistent, IM)
 		w.setRole("g", "alice", "erin", store.Ordinary) // who was not there for it
+		w.ok(erin, nil, "ack", `{"seq":1}`)
 		check := func(want string) {
 			t.Helper()
 			var raw map[string]any

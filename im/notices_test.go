@@ -213,6 +213,8 @@ func TestNoticesPaged(t *testing.T) {
 		w.attach(l, "bob", "b", persistent)
 		l.dev.SetProfile(IM, everything)
 		time.Sleep(noticeRetry * noticeTries / 2)
+		l.dev.SetProfile(IM, Replies)
+		l.dev.SetProfile(IM, everything) // it is still being told
 		l.mu.Lock()
 		l.deaf = false
 		l.mu.Unlock()
