@@ -29,8 +29,8 @@ func TestUnreadModel(t *testing.T) {
 		}
 		m.head = w.newGroup("g", "alice", "bob")
 		m.in["alice"], m.in["bob"] = true, true
-		for i := range 300 {
-			if i == 200 {
+		for i := range 150 {
+			if i == 100 {
 				w.large("g", "alice")
 				m.head++
 			}
