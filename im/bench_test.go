@@ -3,8 +3,11 @@ package im
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -131,6 +134,68 @@ func BenchmarkEngine(b *testing.B) {
 			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "msg/s")
 		})
 	}
+}
+
+// teamLink takes everything and acknowledges what comes of the group at the next Kick.
+type teamLink struct {
+	nullLink
+	cseq atomic.Uint64
+}
+
+func (l *teamLink) Deliver(e store.Entry, _ uint64, _ Profile, _ int) bool {
+	l.cseq.Store(e.Cseq)
+	return true
+}
+
+func (l *teamLink) Kick() {
+	if n := l.cseq.Load(); n > uint64(l.done.Load()) {
+		l.done.Store(int64(n))
+		_ = l.dev.ackConv(team, n)
+	}
+}
+
+// BenchmarkLarge is a message to a group of 100,000 of whom 2,000 are connected: from the committer to the last of them.
+func BenchmarkLarge(b *testing.B) {
+	const members, online = 100_000, 2_000
+	ids, _ := NewSnowflakes(1)
+	st := openStore(b, vfs.NewMem(), store.Retention{}, ids)
+	defer st.Close()
+	e := New(st, Config{Log: quiet})
+	defer e.Close(context.Background())
+	var names []string
+	for i := range members {
+		names = append(names, fmt.Sprint("u", i))
+	}
+	w := &world{t: b, st: &faultStore{Store: st}, e: e}
+	w.create(true)
+	for i := 0; i < members; i += 10_000 {
+		w.join(names[i : i+10_000]...)
+	}
+	links := make([]*teamLink, online)
+	for i := range links {
+		links[i] = &teamLink{}
+		d, err := e.Connect(context.Background(), names[i], "d", persistent, links[i])
+		if err != nil {
+			b.Fatal(err)
+		}
+		links[i].dev = d
+		d.SetProfile(Plain, 0)
+	}
+	var took []time.Duration
+	body := string(make([]byte, 256))
+	b.ReportAllocs()
+	for b.Loop() {
+		start := time.Now()
+		want := w.postTeam("owner", body)
+		for _, l := range links {
+			for l.cseq.Load() < want { // where it was behind, a pump is at it
+				runtime.Gosched()
+			}
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
 }
 
 // BenchmarkWindow is a push and a pop with 200 in the window, and a search.

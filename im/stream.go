@@ -151,9 +151,7 @@ func (e *Engine) read(
 	r.Before = bound + 1
 	list, err := e.store.History(ctx, user, src.conv, r)
 	for _, m := range list {
-		if m.Cseq <= bound {
-			dst = append(dst, store.Entry{Message: m})
-		}
+		dst = append(dst, store.Entry{Message: m})
 	}
 	return dst, bound, err
 }
