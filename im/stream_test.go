@@ -172,6 +172,12 @@ func TestLargeOnline(t *testing.T) {
 		if n := a2.teamCursor(); n != 3 {
 			t.Errorf("cursor is %d, want 3", n)
 		}
+		w.ackTeam(b, 5)
+		time.Sleep(time.Second) // written behind, while they are connected
+		list, err := w.st.Streams(context.Background(), store.DeviceKey{User: "bob", Device: "b"})
+		if err != nil || len(list) != 1 || list[0].Cursor != 5 || list[0].Delivered != 5 {
+			t.Errorf("in the store: %+v, %v", list, err)
+		}
 	})
 }
 
