@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Protocol levels as CONNECT carries them.
@@ -87,8 +88,11 @@ func appendConnect(b []byte, c connectOptions) []byte {
 	return b
 }
 
-func appendSubscribe(b []byte, version byte, id uint16, filter string, qos byte) []byte {
-	n := 2 + 2 + len(filter) + 1
+func appendSubscribe(b []byte, version byte, id uint16, qos byte, filters ...string) []byte {
+	n := 2
+	for _, f := range filters {
+		n += 2 + len(f) + 1
+	}
 	if version == v5 {
 		n++
 	}
@@ -98,8 +102,10 @@ func appendSubscribe(b []byte, version byte, id uint16, filter string, qos byte)
 	if version == v5 {
 		b = append(b, 0)
 	}
-	b = appendString(b, filter)
-	return append(b, qos)
+	for _, f := range filters {
+		b = append(appendString(b, f), qos)
+	}
+	return b
 }
 
 // appendPublish appends a PUBLISH up to its payload, of which size bytes must follow, and returns where the packet id
@@ -291,14 +297,21 @@ func propertySize(id byte, b []byte) int {
 	return -1
 }
 
-// subackReason is the last reason code of a SUBACK: the only one, since a link subscribes to one filter at a time.
+// subackReason is the worst of the reason codes of a SUBACK.
 func subackReason(version byte, p packet) (id uint16, reason byte, err error) {
-	least := 3
-	if version == v5 {
-		least = 4
-	}
-	if len(p.body) < least {
+	if len(p.body) < 2 {
 		return 0, 0, errMalformed
 	}
-	return binary.BigEndian.Uint16(p.body), p.body[len(p.body)-1], nil
+	reasons := p.body[2:]
+	if version == v5 {
+		n, size := readLength(reasons)
+		if size <= 0 || len(reasons)-size < n {
+			return 0, 0, errMalformed
+		}
+		reasons = reasons[size+n:]
+	}
+	if len(reasons) == 0 {
+		return 0, 0, errMalformed
+	}
+	return binary.BigEndian.Uint16(p.body), slices.Max(reasons), nil
 }

@@ -41,6 +41,9 @@ func Drain(ctx context.Context, o Options) (*Report, error) {
 	if o.QoS == 0 {
 		return nil, fmt.Errorf("qos 0: nothing waits for a user who is away")
 	}
+	if o.Phase == "ask" {
+		return nil, fmt.Errorf("phase ask: want fill, drain or both")
+	}
 	if o.Profile == Topic {
 		o.Persist = true
 	}
@@ -93,7 +96,7 @@ func makeSessions(ctx context.Context, o *Options, errs *failures) error {
 			defer close(stopped)
 			ended <- l.run(w)
 		}()
-		err = awaitSubscription(ctx, l, o.filter(i, i), o.subscribeQoS(), ended)
+		err = awaitSubscription(ctx, l, o.subscribeQoS(), ended, o.filter(i, i))
 		l.close()
 		<-stopped
 		return err
@@ -119,11 +122,7 @@ func fill(ctx context.Context, o *Options, r *Report, memory *memoryWatch) error
 			return err
 		}
 		f.senders[i] = newSender(l, o, streams)
-		filter := ""
-		if o.Profile == IM {
-			filter = "im/u/" + l.name + "/+"
-		}
-		return f.start(ctx, l, f.senders[i], filter)
+		return f.start(ctx, l, f.senders[i], senderFilters(o, i)...)
 	})
 	if err != nil {
 		return err
@@ -207,7 +206,7 @@ func drain(ctx context.Context, o *Options, r *Report, errs *failures) {
 		c := newReceiver(l, o, i, 1, new(atomic.Int64))
 		c.expect = want
 		halt := context.AfterFunc(ctx, l.close)
-		err = l.subscribe(o.filter(i, i), o.subscribeQoS())
+		err = l.subscribe(o.subscribeQoS(), o.filter(i, i))
 		if err == nil {
 			err = c.read(c)
 		}

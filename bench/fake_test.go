@@ -22,9 +22,10 @@ type fakeBroker struct {
 	mu    sync.Mutex
 	n     int
 	seqs  map[string]int       // last seq per user, IM profile
-	acked map[string]uint64    // cumulative acks per user, IM profile
+	acked map[string]uint64    // cumulative acks per user, in a large group by user and conversation; IM profile
 	subs  map[string]*fakeConn // by filter
 	conns []net.Conn
+	fakeIM
 }
 
 const noAck = 0xff
@@ -44,6 +45,7 @@ func startFake(t *testing.T, b *fakeBroker) string {
 		t.Fatal(err)
 	}
 	b.subs, b.seqs, b.acked = map[string]*fakeConn{}, map[string]int{}, map[string]uint64{}
+	b.groups, b.talks = map[string]*fakeGroup{}, map[string]map[string]int{}
 	b.wg.Go(func() {
 		for {
 			nc, err := b.listener.Accept()
@@ -100,7 +102,15 @@ func (b *fakeBroker) handle(c *fakeConn, pk packet) (out []byte) {
 			n, size := readLength(pk.body[at:])
 			at += n + size
 		}
-		c.user = string(pk.body[at+2 : at+2+int(pk.body[at])<<8+int(pk.body[at+1])])
+		text := func() string {
+			n := int(pk.body[at])<<8 + int(pk.body[at+1])
+			at += 2 + n
+			return string(pk.body[at-n : at])
+		}
+		c.user = text()
+		if pk.body[7]&0x80 != 0 {
+			c.user = text()
+		}
 		if c.version == v5 {
 			return []byte{typeConnack << 4, 3, 0, 0, 0}
 		}
@@ -112,10 +122,11 @@ func (b *fakeBroker) handle(c *fakeConn, pk packet) (out []byte) {
 		}
 		filter := string(pk.body[at+2 : len(pk.body)-1])
 		b.subs[filter] = c
+		suback := []byte{typeSuback << 4, 3, pk.body[0], pk.body[1], 1}
 		if c.version == v5 {
-			return []byte{typeSuback << 4, 4, pk.body[0], pk.body[1], 0, 1}
+			suback = []byte{typeSuback << 4, 4, pk.body[0], pk.body[1], 0, 1}
 		}
-		return []byte{typeSuback << 4, 3, pk.body[0], pk.body[1], 1}
+		return append(suback, b.waiting(c, filter)...)
 	case typePublish:
 		m, err := parsePublish(c.version, pk)
 		if err != nil {
@@ -123,11 +134,19 @@ func (b *fakeBroker) handle(c *fakeConn, pk packet) (out []byte) {
 		}
 		switch string(m.topic) {
 		case "im/cmd/ack":
-			seq, _ := jsonNumber(m.payload, keySeq)
-			b.acked[c.user] = max(b.acked[c.user], seq)
+			seq, inbox := jsonNumber(m.payload, keySeq)
+			place := c.user
+			if !inbox {
+				conv, _ := jsonString(m.payload, keyConv)
+				place += " " + string(conv)
+				seq, _ = jsonNumber(m.payload, keyCSeq)
+			}
+			b.acked[place] = max(b.acked[place], seq)
 			return appendAck(nil, typePuback, m.id)
 		case "im/cmd/send":
 			return b.send(c, m)
+		case "im/cmd/group.create", "im/cmd/group.add", "im/cmd/group.members", "im/cmd/conversations":
+			return append(appendAck(nil, typePuback, m.id), c.message("im/u/"+c.user+"/reply", b.command(c, m))...)
 		}
 		reason, payloads := b.script(m.payload)
 		to := b.subs[string(m.topic)]
@@ -167,15 +186,23 @@ func ackWith(version byte, id uint16, reason byte) []byte {
 
 // send is im/cmd/send: PUBACK and reply to the sender, msg to the receiver.
 func (b *fakeBroker) send(c *fakeConn, m inPublish) []byte {
-	var cmd struct{ To, CID, Body string }
+	var cmd struct{ To, CID, Rid, Body string }
 	if err := json.Unmarshal(m.payload, &cmd); err != nil {
 		panic(err)
 	}
 	user := strings.TrimPrefix(cmd.To, "u/")
 	reason, payloads := b.script([]byte(cmd.Body))
 	for _, body := range payloads {
+		if group, ok := strings.CutPrefix(cmd.To, "g/"); ok {
+			b.toGroup(c, group, cmd.CID, string(body))
+			continue
+		}
+		b.note(user, "u/"+c.user)
 		b.seqs[user]++
 		to := b.subs["im/u/"+user+"/+"]
+		if to == nil {
+			continue
+		}
 		js := fmt.Sprintf(`{"id":"1","seq":%d,"conv":"u/%s","cseq":9,"from":"%s","cid":%q,"ts":1,"type":"text","body":%q}`,
 			b.seqs[user], c.user, c.user, cmd.CID, body)
 		to.nc.Write(to.message("im/u/"+user+"/msg", []byte(js)))
@@ -183,9 +210,9 @@ func (b *fakeBroker) send(c *fakeConn, m inPublish) []byte {
 	if reason == noAck {
 		return nil
 	}
-	reply := fmt.Sprintf(`{"ok":true,"data":{"cid":%q}}`, cmd.CID)
+	reply := fmt.Sprintf(`{"rid":%q,"ok":true,"data":{"cid":%q}}`, cmd.Rid, cmd.CID)
 	if reason != 0 {
-		reply = fmt.Sprintf(`{"ok":false,"cid":%q,"error":{"code":"forbidden"}}`, cmd.CID)
+		reply = fmt.Sprintf(`{"rid":%q,"ok":false,"cid":%q,"error":{"code":"forbidden"}}`, cmd.Rid, cmd.CID)
 	}
 	return append(ackWith(c.version, m.id, reason), c.message("im/u/"+c.user+"/reply", []byte(reply))...)
 }

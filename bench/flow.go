@@ -21,16 +21,21 @@ func FanIn(ctx context.Context, o Options) (*Report, error) {
 	return runFlow(ctx, &o, shape{name: "fanin", senders: o.Senders, receivers: 1})
 }
 
-// FanOut measures one sender whose every message goes to o.Receivers receivers: through one topic, or in the plain and
-// the IM profile through a group.
+// FanOut measures o.Groups senders whose every message goes to o.Receivers receivers: through a topic each, or in the
+// plain and the IM profile through a group each. With o.Members there is one large group, which is measured in more
+// ways: see [LargeResult].
 func FanOut(ctx context.Context, o Options) (*Report, error) {
 	o = o.Defaults()
-	return runFlow(ctx, &o, shape{name: "fanout", senders: 1, receivers: o.Receivers})
+	s := shape{name: "fanout", senders: o.Groups, receivers: o.Receivers}
+	if o.Members > 0 {
+		return runLarge(ctx, &o, s)
+	}
+	return runFlow(ctx, &o, s)
 }
 
 // shape is who sends to whom. Equal numbers are pairs, else everyone sends to everyone.
 type shape struct {
-	name      string
+	name      string // how messages travel hangs on it, too
 	senders   int
 	receivers int
 }
@@ -51,7 +56,8 @@ type flow struct {
 	shape     shape
 	senders   []*sender
 	receivers []*receiver
-	from      atomic.Int64 // measuring starts here, on clock
+	complete  []*completion // by sender; nil: not measured
+	from      atomic.Int64  // measuring starts here, on clock
 	errs      failures
 	wg        sync.WaitGroup // every goroutine of the run
 }
@@ -65,6 +71,16 @@ func runFlow(ctx context.Context, o *Options, s shape) (*Report, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	if s.name == "fanout" && o.Profile != Topic {
+		if err := createGroups(ctx, o); err != nil {
+			return nil, err
+		}
+	}
+	return measureFlow(ctx, o, s)
+}
+
+// measureFlow is runFlow where the groups are there.
+func measureFlow(ctx context.Context, o *Options, s shape) (*Report, error) {
 	f := &flow{o: o, shape: s}
 	defer f.wg.Wait()
 	defer f.close()
@@ -100,14 +116,15 @@ func runFlow(ctx context.Context, o *Options, s shape) (*Report, error) {
 func (f *flow) connect(ctx context.Context) error {
 	f.receivers = make([]*receiver, f.shape.receivers)
 	f.senders = make([]*sender, f.shape.senders)
+	if f.o.Rate > 0 && f.shape.name == "fanout" {
+		for i := range f.senders {
+			f.complete = append(f.complete, newCompletion(f.o, share(f.scheduled(), f.shape.senders, i)))
+		}
+	}
 	err := each(ctx, f.shape.receivers, f.o.Concurrency, func(ctx context.Context, i int) error {
 		base, streams := 0, f.shape.senders
 		if f.shape.pairs() {
 			base, streams = i, 1
-		}
-		filter := f.o.filter(i, i)
-		if f.o.Profile == Topic && !f.shape.pairs() {
-			filter = f.o.topic(0)
 		}
 		l, err := dial(ctx, f.o, f.o.receiver(i), "", !f.o.Persist, readBuffer)
 		if err != nil {
@@ -118,61 +135,78 @@ func (f *flow) connect(ctx context.Context) error {
 		if f.o.Rate > 0 {
 			r.service = newHistogram(f.shape.receivers)
 		}
+		r.complete = f.complete
 		f.receivers[i] = r
-		return f.start(ctx, l, r, filter)
+		return f.start(ctx, l, r, f.filters(i)...)
 	})
 	if err != nil {
 		return err
-	}
-	to := func(i int) string { return "u/" + f.o.receiver(i) }
-	if !f.shape.pairs() {
-		to = func(int) string { return "u/" + f.o.receiver(0) }
-	}
-	if f.shape.name == "fanout" && f.o.Profile != Topic {
-		if err := createGroup(ctx, f.o); err != nil {
-			return fmt.Errorf("create the group to send to: %w", err)
-		}
-		to = func(int) string { return "g/" + f.o.group() }
 	}
 	return each(ctx, f.shape.senders, f.o.Concurrency, func(ctx context.Context, i int) error {
 		l, err := dial(ctx, f.o, f.o.sender(i), "", !f.o.Persist, readBuffer)
 		if err != nil {
 			return err
 		}
-		t := f.o.template(i, to(i))
-		if f.o.Profile == Topic && !f.shape.pairs() {
-			t = f.o.template(0, "")
-			t.stream = uint32(i)
-		}
-		s := newSender(l, f.o, []template{t})
+		s := newSender(l, f.o, []template{f.template(i)})
 		if f.o.Rate > 0 {
 			s.schedule = func(n uint64) int64 { return f.due(n*uint64(f.shape.senders) + uint64(i)) }
 		}
 		f.senders[i] = s
-		filter := ""
-		if f.o.Profile == IM {
-			filter = "im/u/" + l.name + "/+"
-		}
-		return f.start(ctx, l, s, filter)
+		return f.start(ctx, l, s, senderFilters(f.o, i)...)
 	})
 }
 
-// start runs a link and waits until it is subscribed to filter, if there is one.
-func (f *flow) start(ctx context.Context, l *link, h handler, filter string) error {
+// filters are what receiver i subscribes to.
+func (f *flow) filters(i int) (all []string) {
+	switch {
+	case f.o.Profile != Topic || f.shape.pairs():
+		return []string{f.o.filter(i, i)}
+	case f.shape.name == "fanout":
+		for k := range f.shape.senders {
+			all = append(all, f.o.topic(k))
+		}
+		return all
+	}
+	return []string{f.o.topic(0)}
+}
+
+// senderFilters are what sender i subscribes to: in the IM profile what becomes of its messages.
+func senderFilters(o *Options, i int) []string {
+	if o.Profile != IM {
+		return nil
+	}
+	return []string{"im/u/" + o.sender(i) + "/+"}
+}
+
+// template is what sender i sends.
+func (f *flow) template(i int) template {
+	switch {
+	case f.shape.name == "fanout":
+		return f.o.template(i, "g/"+f.o.group(i))
+	case f.shape.pairs():
+		return f.o.template(i, "u/"+f.o.receiver(i))
+	}
+	t := f.o.template(0, "u/"+f.o.receiver(0))
+	t.stream = uint32(i)
+	return t
+}
+
+// start runs a link and waits until it is subscribed to the filters, if there are any.
+func (f *flow) start(ctx context.Context, l *link, h handler, filters ...string) error {
 	ended := make(chan error, 1)
 	f.wg.Go(func() {
 		err := l.run(h)
 		f.errs.add(l.name, err)
 		ended <- err
 	})
-	if filter == "" {
+	if len(filters) == 0 {
 		return nil
 	}
-	return awaitSubscription(ctx, l, filter, f.o.subscribeQoS(), ended)
+	return awaitSubscription(ctx, l, f.o.subscribeQoS(), ended, filters...)
 }
 
-func awaitSubscription(ctx context.Context, l *link, filter string, qos byte, ended <-chan error) error {
-	err := l.subscribe(filter, qos)
+func awaitSubscription(ctx context.Context, l *link, qos byte, ended <-chan error, filters ...string) error {
+	err := l.subscribe(qos, filters...)
 	if err == nil {
 		select {
 		case <-l.ready:
@@ -185,7 +219,7 @@ func awaitSubscription(ctx context.Context, l *link, filter string, qos byte, en
 		}
 	}
 	l.close()
-	return fmt.Errorf("subscribe %s to %s: %w", l.name, filter, err)
+	return fmt.Errorf("subscribe %s to %s: %w", l.name, filters[0], err)
 }
 
 // background starts what runs beside the links: keep-alive, the tail of acks, the progress line. The function that it
@@ -446,6 +480,14 @@ func (f *flow) verdict(r *Report) {
 	if f.o.Rate > 0 {
 		q := quantiles(service)
 		r.Service = &q
+	}
+	if f.complete != nil {
+		all := newHistogram(1)
+		for _, c := range f.complete {
+			all.Merge(c.latency)
+		}
+		q := quantiles(all)
+		r.Complete = &q
 	}
 	r.Errors, r.ErrorSamples = f.errs.list()
 }

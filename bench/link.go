@@ -110,11 +110,11 @@ func (l *link) handshake(c connectOptions) error {
 	return nil
 }
 
-// subscribe asks for filter; ready is closed once it is granted.
-func (l *link) subscribe(filter string, qos byte) error {
+// subscribe asks for filters, once; ready is closed when they are granted.
+func (l *link) subscribe(qos byte, filters ...string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.out = appendSubscribe(l.out, l.version, 65535, filter, qos) // an id above any window of ours
+	l.out = appendSubscribe(l.out, l.version, 65535, qos, filters...) // an id above any window of ours
 	return l.flush()
 }
 

@@ -32,6 +32,9 @@ type Options struct {
 	Pairs       int // pairs: senders, each with a receiver of its own; 20
 	Senders     int // fanin, drain: connections that publish; 20
 	Receivers   int // fanout: connections that subscribe; 20
+	Groups      int // fanout: groups, or topics, each with a sender of its own and all receivers; 1
+	Members     int // fanout: of the one group, which is large; Receivers of them are connected. 0: receivers and sender
+	Talks       int // conversations: how many a user has; 2000
 	Connections int // idle: connections; 1000
 	Users       int // drain: users that messages wait for; 100
 	Concurrency int // connections being set up, or drained, at a time; 100
@@ -51,7 +54,7 @@ type Options struct {
 	Prefix  string // of user names and client ids; "bench"
 	Run     string // id of the run, 1 to 6 hexadecimal digits; random. A drain of an earlier fill names the fill's
 	Persist bool   // keep sessions beyond connections (Clean Session 0, or an expiry of an hour)
-	Phase   string // drain: fill, drain or both; "both"
+	Phase   string // drain: fill, drain or both; conversations: fill, ask or both; "both"
 	PID     int    // of the broker, on this machine: its resident memory is reported
 
 	Progress func(Progress) // called once a second, if set
@@ -85,6 +88,8 @@ func (o Options) Defaults() Options {
 	def(&o.Pairs, 20)
 	def(&o.Senders, 20)
 	def(&o.Receivers, 20)
+	def(&o.Groups, 1)
+	def(&o.Talks, 2000)
 	def(&o.Connections, 1000)
 	def(&o.Users, 100)
 	def(&o.Concurrency, 100)
@@ -132,9 +137,11 @@ func (o *Options) check() error {
 	want(o.Profile == Topic || o.Profile == Plain || o.Profile == IM, "profile %q: want topic, plain or im", o.Profile)
 	want(o.Version == 3 || o.Version == 5, "version %d: want 3 or 5", o.Version)
 	for name, n := range map[string]int{"pairs": o.Pairs, "senders": o.Senders, "receivers": o.Receivers,
-		"connections": o.Connections, "users": o.Users} {
+		"connections": o.Connections, "users": o.Users, "groups": o.Groups, "conversations": o.Talks} {
 		want(n >= 1 && n <= maxStream, "%s %d: want 1 to %d", name, n, maxStream)
 	}
+	want(o.Members == 0 || o.Profile != Topic && o.Groups == 1 && o.Members > o.Receivers && o.Members <= maxStream,
+		"members %d: want more than receivers, in one group, in profile plain or im", o.Members)
 	want(o.Concurrency >= 1, "concurrency %d: want at least 1", o.Concurrency)
 	want(o.Size >= headerSize && o.Size <= maxBody, "size %d: want %d (the header) to %d bytes", o.Size, headerSize, maxBody)
 	want(o.QoS >= 0 && o.QoS <= 2, "qos %d: want 0, 1 or 2", o.QoS)
@@ -146,7 +153,8 @@ func (o *Options) check() error {
 	want(o.KeepAlive >= 0 && o.KeepAlive < 65536*time.Second, "keep-alive %s: want up to 18h", o.KeepAlive)
 	want(prefixPattern.MatchString(o.Prefix), "user prefix %q: want 1 to 32 of [A-Za-z0-9._@-]", o.Prefix)
 	want(runPattern.MatchString(o.Run), "run %q: want 1 to 6 hexadecimal digits", o.Run)
-	want(o.Phase == "both" || o.Phase == "fill" || o.Phase == "drain", "phase %q: want fill, drain or both", o.Phase)
+	want(o.Phase == "both" || o.Phase == "fill" || o.Phase == "drain" || o.Phase == "ask",
+		"phase %q: want fill, drain, ask or both", o.Phase)
 	return errors.Join(errs...)
 }
 
@@ -172,7 +180,9 @@ func (o *Options) runID() uint32 {
 
 func (o *Options) sender(i int) string   { return fmt.Sprintf("%s-%s-s-%d", o.Prefix, o.Run, i) }
 func (o *Options) receiver(i int) string { return fmt.Sprintf("%s-%s-r-%d", o.Prefix, o.Run, i) }
-func (o *Options) group() string         { return fmt.Sprintf("%s-%s-g", o.Prefix, o.Run) }
+func (o *Options) group(i int) string    { return fmt.Sprintf("%s-%s-g-%d", o.Prefix, o.Run, i) }
+func (o *Options) away(i int) string     { return fmt.Sprintf("%s-%s-a-%d", o.Prefix, o.Run, i) }
+func (o *Options) member(i int) string   { return fmt.Sprintf("%s-%s-m-%d", o.Prefix, o.Run, i) }
 
 // filter is what receiver i subscribes to where stream is what is sent to it.
 func (o *Options) filter(i int, stream int) string {

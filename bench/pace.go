@@ -12,6 +12,15 @@ func (f *flow) due(g uint64) int64 {
 	return f.from.Load() - int64(f.o.Warmup) + int64(float64(g)*1e9/f.o.Rate)
 }
 
+// scheduled is how many messages become due in a rate-limited run, warm-up included, rounded up.
+func (f *flow) scheduled() int64 {
+	warm := f.o.Rate * f.o.Warmup.Seconds()
+	if f.o.Count > 0 {
+		return int64(warm) + f.o.Count
+	}
+	return int64(warm+f.o.Rate*f.o.Duration.Seconds()) + 1
+}
+
 // pace keeps the schedule of a rate-limited run, open loop: a message becomes due when its time has come, whatever
 // became of those before it, and what the window holds back keeps its due time, so that a broker that stalls is charged
 // for every message that should have been sent meanwhile (coordinated omission is measuring only the one that was).
@@ -20,7 +29,7 @@ func (f *flow) pace(stop <-chan struct{}, quota chan<- struct{}) {
 	senders := uint64(len(f.senders))
 	total := uint64(noLimit)
 	if f.o.Count > 0 {
-		total = uint64(f.o.Rate*f.o.Warmup.Seconds()) + uint64(f.o.Count)
+		total = uint64(f.scheduled())
 	}
 	limits := make([]uint64, senders)
 	clockwork := newAlarm()

@@ -36,12 +36,20 @@ type receiver struct {
 	trimmed    int64 // announcements that an inbox was cut before we had read it
 	foreign    int64 // messages that this run did not send
 
+	complete []*completion // of each stream; nil: not measured
+
 	// Guarded by link.mu, since the tail of acks is written by the controller.
-	conv    []byte // the conversation to acknowledge in, where messages carry no seq (large groups)
-	ackSeq  uint64 // to be acknowledged up to
-	ackSent uint64 // acknowledged so far
-	waiting int    // messages since
+	places  []place
+	waiting int // messages since the last acknowledgement
 	ackFree []uint16
+}
+
+// place is how far a receiver has come in one of the logs that it reads: its inbox, or a large group's, whose messages
+// carry no seq.
+type place struct {
+	conv string // "": the inbox
+	seq  uint64 // to be acknowledged up to
+	sent uint64 // acknowledged so far
 }
 
 func newReceiver(l *link, o *Options, base, streams int, from *atomic.Int64) *receiver {
@@ -124,6 +132,9 @@ func (r *receiver) count(body []byte) {
 	}
 	r.delivered.Add(1)
 	r.lastAt.Store(r.now)
+	if r.complete != nil {
+		r.complete[i].see(h, r.from.Load())
+	}
 	if r.latency != nil && h.due >= r.from.Load() {
 		r.latency.RecordValue(micros(r.now - h.due)) //nolint:errcheck // micros keeps it in range
 		if r.service != nil {
@@ -134,38 +145,62 @@ func (r *receiver) count(body []byte) {
 
 // noteSeq remembers what a message is acknowledged by. The caller holds mu.
 func (r *receiver) noteSeq(payload []byte) {
+	var conv []byte
 	seq, ok := jsonNumber(payload, keySeq)
 	if !ok {
 		if seq, ok = jsonNumber(payload, keyCSeq); !ok {
 			return
 		}
-		if conv, ok := jsonString(payload, keyConv); ok {
-			r.conv = append(r.conv[:0], conv...)
+		if conv, ok = jsonString(payload, keyConv); !ok {
+			return
 		}
 	}
-	r.ackSeq = max(r.ackSeq, seq)
 	r.waiting++
+	for i := range r.places {
+		if p := &r.places[i]; p.conv == string(conv) {
+			p.seq = max(p.seq, seq)
+			return
+		}
+	}
+	r.places = append(r.places, place{conv: string(conv), seq: seq})
 }
 
-// appendAckCommand appends an im/cmd/ack for everything so far, if there is anything to say and a packet id is free.
-// The caller holds mu.
-func (r *receiver) appendAckCommand() {
-	if r.ackSeq <= r.ackSent || len(r.ackFree) == 0 {
-		return
+// appendAcks appends an im/cmd/ack for everything so far in each place where there is anything to say, for as long as
+// packet ids are free. The caller holds mu.
+func (r *receiver) appendAcks() {
+	for i := range r.places {
+		p := &r.places[i]
+		if p.seq <= p.sent {
+			continue
+		}
+		if len(r.ackFree) == 0 {
+			return
+		}
+		id := r.ackFree[len(r.ackFree)-1]
+		r.ackFree = r.ackFree[:len(r.ackFree)-1]
+		p.sent = p.seq
+		var space [256]byte
+		body := space[:0]
+		if p.conv != "" {
+			body = append(append(append(body, `{"conv":"`...), p.conv...), `","cseq":`...)
+		} else {
+			body = append(body, `{"seq":`...)
+		}
+		body = append(appendDecimal(body, p.seq), '}')
+		r.out, _ = appendPublish(r.out, r.version, 1, "im/cmd/ack", id, len(body))
+		r.out = append(r.out, body...)
 	}
-	id := r.ackFree[len(r.ackFree)-1]
-	r.ackFree = r.ackFree[:len(r.ackFree)-1]
-	r.ackSent, r.waiting = r.ackSeq, 0
-	var space [256]byte
-	body := space[:0]
-	if len(r.conv) > 0 {
-		body = append(append(append(body, `{"conv":"`...), r.conv...), `","cseq":`...)
-	} else {
-		body = append(body, `{"seq":`...)
+	r.waiting = 0
+}
+
+// acknowledged tells whether all that came is acknowledged, and the broker has said so. The caller holds mu.
+func (r *receiver) acknowledged() bool {
+	for _, p := range r.places {
+		if p.sent < p.seq {
+			return false
+		}
 	}
-	body = append(appendDecimal(body, r.ackSeq), '}')
-	r.out, _ = appendPublish(r.out, r.version, 1, "im/cmd/ack", id, len(body))
-	r.out = append(r.out, body...)
+	return len(r.ackFree) == ackWindow
 }
 
 func appendDecimal(b []byte, v uint64) []byte {
@@ -188,16 +223,16 @@ func (r *receiver) idle() (done bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.waiting >= r.ackEvery || complete {
-		r.appendAckCommand()
+		r.appendAcks()
 	}
-	return complete && r.ackSent >= r.ackSeq && len(r.ackFree) == ackWindow
+	return complete && r.acknowledged()
 }
 
 // flushAcks writes the acknowledgement that idle held back for want of AckEvery messages.
 func (r *receiver) flushAcks() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.appendAckCommand()
+	r.appendAcks()
 	r.flush() //nolint:errcheck // a dead link shows in its reader
 }
 

@@ -36,6 +36,8 @@ type Report struct {
 	// Service is from when it was written. What the window held back shows in the first only.
 	Latency Quantiles  `json:"latency_us"`
 	Service *Quantiles `json:"service_us,omitempty"`
+	// Complete, of a fan-out on a schedule, is until the last of its receivers has a message.
+	Complete *Quantiles `json:"complete_us,omitempty"`
 
 	// Over the whole run, warm-up included.
 	Lost       int64 `json:"lost"` // acknowledged (or QoS 0) and never delivered
@@ -50,14 +52,16 @@ type Report struct {
 	Trimmed    int64 `json:"trimmed,omitempty"` // IM: events inbox.trimmed, each a stretch of what is lost
 	Errors     int64 `json:"errors"`
 
-	ErrorSamples []string        `json:"error_samples,omitempty"`
-	Interrupted  bool            `json:"interrupted,omitempty"`
-	GeneratorCPU float64         `json:"generator_cpu_seconds"`
-	Memory       *Memory         `json:"memory,omitempty"`
-	Idle         *IdleResult     `json:"idle,omitempty"`
-	Fill         *FillResult     `json:"fill,omitempty"`
-	Drain        *DrainResult    `json:"drain,omitempty"`
-	Sessions     *SessionsResult `json:"sessions,omitempty"`
+	ErrorSamples  []string             `json:"error_samples,omitempty"`
+	Interrupted   bool                 `json:"interrupted,omitempty"`
+	GeneratorCPU  float64              `json:"generator_cpu_seconds"`
+	Memory        *Memory              `json:"memory,omitempty"`
+	Idle          *IdleResult          `json:"idle,omitempty"`
+	Fill          *FillResult          `json:"fill,omitempty"`
+	Drain         *DrainResult         `json:"drain,omitempty"`
+	Sessions      *SessionsResult      `json:"sessions,omitempty"`
+	Large         *LargeResult         `json:"large,omitempty"`
+	Conversations *ConversationsResult `json:"conversations,omitempty"`
 }
 
 // Quantiles of a latency, in microseconds.
@@ -127,6 +131,8 @@ func (r *Report) Write(w io.Writer) error {
 		r.Idle.write(row)
 	case r.Sessions != nil:
 		r.Sessions.write(row)
+	case r.Conversations != nil:
+		r.Conversations.write(row)
 	case r.Fill != nil || r.Drain != nil:
 		if r.Fill != nil {
 			row("fill", "%d messages for %d users in %.1f s\t%s/s", r.Fill.Messages, r.Fill.Users, r.Fill.Seconds, count(r.Fill.Rate))
@@ -144,6 +150,12 @@ func (r *Report) Write(w io.Writer) error {
 		r.Latency.write(row, "latency")
 		if r.Service != nil {
 			r.Service.write(row, "  of which since written")
+		}
+		if r.Complete != nil {
+			r.Complete.write(row, "to the last receiver")
+		}
+		if r.Large != nil {
+			r.Large.write(row)
 		}
 		if r.Replies+r.Receipts > 0 {
 			row("replies, receipts", "%d, %d", r.Replies, r.Receipts)

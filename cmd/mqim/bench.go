@@ -58,11 +58,26 @@ Examples:
 			{
 				Name:  "fanout",
 				Usage: "one sender, many receivers (a topic, or in the profiles plain and im a group)",
-				Description: `Examples:
+				Description: `At a --rate the time until the last receiver has a message is measured, too. With --members the group is made
+large, by commands of which each names 5,000 users, and also measured are: making and listing it; the latency of a 1:1
+chat before and meanwhile; and how long members who were away take to get what they missed.
+
+Examples:
   mqim bench fanout --receivers 1000 --rate 50
-  mqim bench fanout --profile im --receivers 200 --inflight 10`,
+  mqim bench fanout --profile im --groups 10 --receivers 499 --inflight 10 --ack-every 50
+  mqim bench fanout --profile im --members 100000 --receivers 2000 --rate 1 --warmup 5s`,
 				Flags:  benchFlags(loadFlags(), receiversFlag()),
 				Action: benchAction(bench.FanOut),
+			},
+			{
+				Name:  "conversations",
+				Usage: "the first page of the list of a user's conversations",
+				Description: `Examples:
+  mqim bench conversations --conversations 2000
+  mqim bench conversations --run 7 --phase fill
+  mqim bench conversations --run 7 --phase ask             after a restart: the first answer is a cold one`,
+				Flags:  benchFlags(conversationsFlags()),
+				Action: benchAction(bench.Conversations),
 			},
 			{
 				Name:  "idle",
@@ -153,7 +168,19 @@ func sendersFlag(usage string) []cli.Flag {
 }
 
 func receiversFlag() []cli.Flag {
-	return []cli.Flag{&cli.IntFlag{Name: "receivers", Value: 20, Usage: "connections that subscribe"}}
+	return []cli.Flag{
+		&cli.IntFlag{Name: "receivers", Value: 20, Usage: "connections that subscribe"},
+		&cli.IntFlag{Name: "groups", Value: 1, Usage: "groups, or topics, each with a sender of its own and all receivers"},
+		&cli.IntFlag{Name: "members", Usage: "of one large group, of which the receivers are a part (profiles plain and im)"},
+	}
+}
+
+func conversationsFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "conversations", Value: 2000, Usage: "half of them 1:1, half groups"},
+		&cli.IntFlag{Name: "size", Value: 256, Usage: "`BYTES` of a body, at least 52"},
+		&cli.StringFlag{Name: "phase", Value: "both", Usage: "fill, ask or both; the separate ones need --run"},
+	}
 }
 
 func idleFlags() []cli.Flag {
@@ -193,6 +220,9 @@ func benchAction(scenario func(context.Context, bench.Options) (*bench.Report, e
 			Pairs:       cmd.Int("pairs"),
 			Senders:     cmd.Int("senders"),
 			Receivers:   cmd.Int("receivers"),
+			Groups:      cmd.Int("groups"),
+			Members:     cmd.Int("members"),
+			Talks:       cmd.Int("conversations"),
 			Connections: cmd.Int("connections"),
 			Users:       cmd.Int("users"),
 			Concurrency: cmd.Int("concurrency"),
