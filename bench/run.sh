@@ -13,12 +13,15 @@ cd "$(dirname "$0")/.."
 rounds=${BENCH_ROUNDS:-3}
 seconds=${BENCH_SECONDS:-10}                # measured, of each run under load
 warmup=${BENCH_WARMUP:-2}                   # seconds before that
-scenarios=${BENCH_SCENARIOS:-pairs im rate topics durable fanout idle backlog sessions}
+scenarios=${BENCH_SCENARIOS:-pairs im rate topics durable fanout group groups large conversations idle backlog sessions}
 idle=${BENCH_IDLE:-10000}                   # connections
 backlog=${BENCH_BACKLOG:-1000000}           # messages waiting
 users=${BENCH_USERS:-10000}                 # for so many users
 sessions=${BENCH_SESSIONS:-100000}          # durable sessions, each with a retained message
 receivers=${BENCH_RECEIVERS:-1000}          # of a fan-out
+members=${BENCH_MEMBERS:-100000}            # of a large group
+online=${BENCH_ONLINE:-2000}                # of them
+talks=${BENCH_CONVERSATIONS:-2000}          # of one user
 version=${BENCH_VERSION:-3}                 # MQTT 3 (3.1.1) or 5
 procs=${BENCH_PROCS:-1}                     # processors that the generator may use; the brokers use all
 dir=${BENCH_DIR:-bin}                       # for data, which should be on a disk and not in memory
@@ -150,6 +153,7 @@ restart() {
 }
 
 profile_of() { if [[ $1 == mqim ]]; then printf plain; else printf topic; fi; }
+im_or_topic() { if [[ $1 == mqim ]]; then printf im; else printf topic; fi; }
 
 go build -o "$work/mqim" ./cmd/mqim
 go build -o "$work/mochi" ./bench/cmd/mochi
@@ -214,6 +218,47 @@ for ((round = 1; round <= rounds; round++)); do
       load fanrate "$b" "$round" fanout --profile topic --receivers "$receivers" --rate 100 --duration "${seconds}s" --warmup "${warmup}s"
       stop
     done
+  fi
+  # A group of 500 is 499 receivers and the sender; others have a topic for each group.
+  if wants group; then
+    for b in "${brokers[@]}"; do
+      note "round $round of $rounds: a group of 500, 20 messages a second, $b"
+      start "$b"
+      load group "$b" "$round" fanout --profile "$(im_or_topic "$b")" --receivers 499 --rate 20 --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+    done
+  fi
+  if wants groups; then
+    for b in "${brokers[@]}"; do
+      note "round $round of $rounds: 10 groups of 500, $b"
+      start "$b"
+      load groups "$b" "$round" fanout --profile "$(im_or_topic "$b")" --groups 10 --receivers 499 --inflight 10 --ack-every 50 \
+        --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+    done
+  fi
+  if wants large; then
+    for b in "${brokers[@]}"; do
+      note "round $round of $rounds: a group of $members, $online of them connected, $b"
+      start "$b"
+      what=(--profile "$(im_or_topic "$b")" --receivers "$online" --rate 1 --duration "${seconds}s" --warmup "$((warmup + 2))s")
+      if [[ $b == mqim ]]; then what+=(--members "$members"); fi
+      load large "$b" "$round" fanout "${what[@]}"
+      stop
+    done
+    note "round $round of $rounds: a group of 1,000, mqim"
+    start mqim
+    load lesser mqim "$round" fanout --profile im --members 1000 --receivers 10 --rate 1 --duration 1s --warmup 1s
+    stop
+  fi
+  if wants conversations; then
+    note "round $round of $rounds: a user with $talks conversations, mqim"
+    start mqim
+    what=(--conversations "$talks" --run "c$round")
+    load talks mqim "$round" conversations --phase fill "${what[@]}"
+    restart between "$round"
+    load conversations mqim "$round" conversations --phase ask "${what[@]}"
+    stop
   fi
   if wants idle; then
     for b in "${brokers[@]}"; do

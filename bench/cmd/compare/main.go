@@ -123,29 +123,38 @@ func (all results) median(scenario, broker string, of func(*result) float64) flo
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }
 
-func compare(all results) (rows []row) {
-	add := func(r row, met bool) {
-		if r.Mqim == 0 {
-			return
-		}
-		if r.Mochi > 0 {
-			r.ToMochi = r.Mqim / r.Mochi
-		}
-		if r.Mosquitto > 0 {
-			r.ToMosquitto = r.Mqim / r.Mosquitto
-		}
-		if r.Target != "" {
-			r.Verdict = "MISSED"
-			if met {
-				r.Verdict = "met"
-			}
-		}
-		rows = append(rows, r)
+// three is the median of each broker.
+func (all results) three(scenario string, of func(*result) float64) (mqim, mochi, mosquitto float64) {
+	return all.median(scenario, "mqim", of), all.median(scenario, "mochi", of), all.median(scenario, "mosquitto", of)
+}
+
+// table gathers rows, of which those that were not measured are left out.
+type table []row
+
+func (t *table) add(r row, met bool) {
+	if r.Mqim == 0 {
+		return
 	}
-	three := func(scenario string, of func(*result) float64) (a, b, c float64) {
-		return all.median(scenario, "mqim", of), all.median(scenario, "mochi", of), all.median(scenario, "mosquitto", of)
+	if r.Mochi > 0 {
+		r.ToMochi = r.Mqim / r.Mochi
 	}
-	delivered := func(r *result) float64 { return r.DeliveredRate }
+	if r.Mosquitto > 0 {
+		r.ToMosquitto = r.Mqim / r.Mosquitto
+	}
+	if r.Target != "" {
+		r.Verdict = "MISSED"
+		if met {
+			r.Verdict = "met"
+		}
+	}
+	*t = append(*t, r)
+}
+
+func delivered(r *result) float64 { return r.DeliveredRate }
+
+func compare(all results) []row {
+	var t table
+	add, three := t.add, all.three
 	p := func(q func(bench.Quantiles) int64) func(*result) float64 {
 		return func(r *result) float64 { return float64(q(r.Latency)) / 1000 }
 	}
@@ -170,6 +179,7 @@ func compare(all results) (rows []row) {
 	add(row{Scenario: "topic to 1,000", Unit: "delivered/s", Mqim: a, Mochi: b, Mosquitto: c, Target: target(b > 0, "≥ 1.2× mochi")}, a >= 1.2*b)
 	a, b, c = three("fanrate", p(func(q bench.Quantiles) int64 { return q.P99 }))
 	add(row{Scenario: "topic to 1,000, 100/s", Unit: "p99 ms", Mqim: a, Mochi: b, Mosquitto: c, Target: "< 50 ms"}, a < 50)
+	t.groups(all)
 	a, b, c = three("idle", func(r *result) float64 {
 		if r.Idle == nil {
 			return 0
@@ -214,7 +224,7 @@ func compare(all results) (rows []row) {
 	})}, true)
 	restart = all.median("again", "mqim", func(r *result) float64 { return r.ReadySeconds })
 	add(row{Scenario: "with these, kill -9 to ready", Unit: "s", Mqim: restart, Target: "< 2 s"}, restart < 2)
-	return rows
+	return t
 }
 
 // target is text, if there is what it compares with.
