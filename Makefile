@@ -31,7 +31,7 @@ unit: ## run every test with the race detector
 lint: ## gofmt, go vet, staticcheck, govulncheck
 	./scripts/lint.sh $(STATICCHECK) $(GOVULNCHECK)
 
-bench: build ## compare with mochi alone and mosquitto on this machine (some 15 minutes)
+bench: build ## compare with mochi alone and mosquitto on this machine (some 10 minutes a round, 3 rounds)
 	./bench/run.sh
 
 bench-go: ## micro-benchmarks with allocations
