@@ -109,7 +109,6 @@ func TestDurationAndInterrupt(t *testing.T) {
 }
 
 func TestFaultsAreFound(t *testing.T) {
-	var text bytes.Buffer
 	for name, c := range map[string]struct {
 		broker *fakeBroker
 		want   Report
@@ -133,19 +132,20 @@ func TestFaultsAreFound(t *testing.T) {
 	} {
 		for _, profile := range []Profile{Topic, IM} {
 			t.Run(fmt.Sprintf("%s/%s", name, profile), func(t *testing.T) {
+				t.Parallel()
 				b := &fakeBroker{deliver: c.broker.deliver, ack: c.broker.ack}
 				if name == "reorder" {
 					b.deliver = swapNth(50) // it holds state
 				}
 				o := Options{Address: startFake(t, b), Profile: profile, Version: 5, Pairs: 1, QoS: 1, InFlight: 10,
-					Count: 200, Settle: 200 * time.Millisecond}
+					Count: 200, Settle: 2 * time.Second}
 				r := mustRun(t, Pairs, o)
 				got := Report{Delivered: r.Delivered, Lost: r.Lost, Duplicates: r.Duplicates, Reordered: r.Reordered,
 					Damaged: r.Damaged, Refused: r.Refused, Unacked: r.Unacked, Foreign: r.Foreign}
 				if fmt.Sprint(got) != fmt.Sprint(c.want) {
 					t.Errorf("got  %+v\nwant %+v (%v)", got, c.want, r.ErrorSamples)
 				}
-				text.Reset()
+				var text bytes.Buffer
 				if err := r.Write(&text); err != nil {
 					t.Fatal(err)
 				}
@@ -179,7 +179,7 @@ func TestIMProfile(t *testing.T) {
 					return 0
 				}}
 				o := Options{Address: startFake(t, b), Profile: IM, Version: version, Pairs: 2, QoS: 1, InFlight: 10,
-					AckEvery: every, Count: 400, Run: "5", Settle: 200 * time.Millisecond}
+					AckEvery: every, Count: 400, Run: "5", Settle: 2 * time.Second}
 				r := mustRun(t, Pairs, o)
 				if r.Refused != 1 || r.Lost != 0 || r.Unacked != 0 || r.Delivered != 399 || r.Replies != 400 || r.Errors != 0 {
 					t.Errorf("got %+v, want 399 delivered, 1 refused, 400 replies", r)
