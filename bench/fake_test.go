@@ -21,6 +21,7 @@ type fakeBroker struct {
 
 	mu    sync.Mutex
 	n     int
+	cids  map[string]bool      // by user, IM profile
 	seqs  map[string]int       // last seq per user, IM profile
 	acked map[string]uint64    // cumulative acks per user, in a large group by user and conversation; IM profile
 	subs  map[string]*fakeConn // by filter
@@ -45,6 +46,7 @@ func startFake(t *testing.T, b *fakeBroker) string {
 		t.Fatal(err)
 	}
 	b.subs, b.seqs, b.acked = map[string]*fakeConn{}, map[string]int{}, map[string]uint64{}
+	b.cids = map[string]bool{}
 	b.groups, b.talks = map[string]*fakeGroup{}, map[string]map[string]int{}
 	b.wg.Go(func() {
 		for {
@@ -192,6 +194,12 @@ func (b *fakeBroker) send(c *fakeConn, m inPublish) []byte {
 	}
 	user := strings.TrimPrefix(cmd.To, "u/")
 	reason, payloads := b.script([]byte(cmd.Body))
+	if key := c.user + " " + cmd.CID; cmd.CID != "" {
+		if b.cids[key] {
+			reason, payloads = 0x83, nil // a conflict: no sender of ours repeats one
+		}
+		b.cids[key] = true
+	}
 	for _, body := range payloads {
 		if group, ok := strings.CutPrefix(cmd.To, "g/"); ok {
 			b.toGroup(c, group, cmd.CID, string(body))

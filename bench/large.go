@@ -99,11 +99,11 @@ func (l *LargeResult) make(ctx context.Context, o *Options, away int) error {
 	for i := range o.Receivers {
 		members = append(members, o.receiver(i))
 	}
-	before, err := chat(ctx, o, min(chatBefore, cmp.Or(o.Duration, chatBefore)), nil)
+	before, err := chat(ctx, o, "-c", min(chatBefore, cmp.Or(o.Duration, chatBefore)), nil)
 	if err != nil {
 		return err
 	}
-	during, err := chat(ctx, o, time.Hour, func(ctx context.Context) error {
+	during, err := chat(ctx, o, "-d", time.Hour, func(ctx context.Context) error {
 		c, err := dialCaller(ctx, o, o.sender(0))
 		if err != nil {
 			return err
@@ -164,9 +164,10 @@ func firstOf(a, b error) error {
 }
 
 // chat measures two users who talk at chatRate for d, or while do runs. What is wrong with what they get is an error.
-func chat(ctx context.Context, o *Options, d time.Duration, do func(ctx context.Context) error) (*Report, error) {
+// The suffix is of their names: the same two would give their messages the client message ids of another chat.
+func chat(ctx context.Context, o *Options, suffix string, d time.Duration, do func(ctx context.Context) error) (*Report, error) {
 	p := *o
-	p.Prefix, p.Pairs, p.Rate, p.Size, p.Count = o.Prefix+"-c", 1, chatRate, headerSize, 0
+	p.Prefix, p.Pairs, p.Rate, p.Size, p.Count = o.Prefix+suffix, 1, chatRate, headerSize, 0
 	p.Duration, p.Warmup, p.Persist, p.PID, p.AckEvery, p.Progress = d, time.Second, false, 0, 1, nil
 	began := make(chan struct{})
 	if do != nil {
