@@ -18,7 +18,8 @@
 //
 // The goroutine of a connection owns its reader, its checkers and its histograms; others read them only after that
 // goroutine has ended. What the pacer, the controller and the reader share (the output buffer, a sender's counters) is
-// guarded by link.mu. Counters that the progress line shows are atomics. Every goroutine is waited for before a run
+// guarded by link.mu. Counters that the progress line shows are atomics, and so are those that tell when the last receiver
+// has a message; the histogram of that has a lock of its own. Every goroutine is waited for before a run
 // returns.
 //
 // The package knows nothing of the server: it imports none of it, so what it measures is only what is on the wire.
