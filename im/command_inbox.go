@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/mqim/mqim/store"
@@ -183,7 +184,7 @@ func (d *Device) ackUnpushed(id int64, head uint64) *Error {
 		return err
 	}
 	if seq == 0 {
-		return errorf(NotFound, "no message %d was sent to you", id)
+		return d.ackUnknown(id)
 	}
 	d.u.mu.Lock()
 	defer d.u.mu.Unlock()
@@ -200,6 +201,23 @@ func (d *Device) ackUnpushed(id int64, head uint64) *Error {
 	}
 	s.early[seq] = true
 	return nil
+}
+
+// ackUnknown takes the id of a message that is neither in the inbox nor in a window. Where the user reads large groups it may
+// be of their logs, and acknowledged before: an acknowledgement that comes twice is none to be refused, and one that came
+// too early is made good by conv and cseq.
+func (d *Device) ackUnknown(id int64) *Error {
+	d.u.mu.Lock()
+	groups := len(d.groups) > 0
+	d.u.mu.Unlock()
+	last, err := d.e.store.LastID(d.e.ctx)
+	switch {
+	case err != nil:
+		return d.e.failed("last id", err)
+	case groups && id <= last:
+		return nil
+	}
+	return errorf(NotFound, "no message %d was sent to you", id)
 }
 
 // seqOf finds a message in the inbox by its id: ids rise with seq. It returns 0 where there is none.
@@ -261,7 +279,7 @@ func (d *Device) cmdSync(c *command, _ Ticket) ([]byte, *Error) {
 	if rerr != nil {
 		return nil, rerr
 	}
-	if c.Conv != "" {
+	if strings.HasPrefix(c.Conv, "g/") { // what users say to each other lies in the inbox
 		return d.syncGroup(c, limit)
 	}
 	d.u.mu.Lock()
@@ -325,10 +343,7 @@ func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
 	if rerr != nil {
 		return nil, rerr
 	}
-	id, ok := conv.Group()
-	if !ok {
-		return nil, errorf(BadRequest, "conv: %s is no group; its messages are in the inbox", c.Conv)
-	}
+	id, _ := conv.Group()
 	g, err := e.store.Group(e.ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, errorf(NotFound, "there is no group %q", id)

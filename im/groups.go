@@ -56,8 +56,11 @@ func (e *Engine) readable(ctx context.Context, user string, conv store.Conv) ([]
 	return m.Spans, nil
 }
 
-// standing is whether a group is there, as remembered in Engine.groups.
-type standing struct{ lives, large bool }
+// standing is what is remembered of a group in Engine.groups.
+type standing struct {
+	lives    bool
+	receipts store.ReceiptMode
+}
 
 // part is what a user is in a group, as remembered in Engine.members.
 type part struct {
@@ -72,7 +75,7 @@ func (e *Engine) readStanding(ctx context.Context, id string) (standing, error) 
 	if errors.Is(err, store.ErrNotFound) {
 		return standing{}, nil
 	}
-	return standing{lives: g.Ended == 0, large: g.LargeFrom != 0}, err
+	return standing{lives: g.Ended == 0, receipts: g.ReceiptMode()}, err
 }
 
 func (e *Engine) readPart(ctx context.Context, k memberKey) (part, error) {

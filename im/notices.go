@@ -202,8 +202,7 @@ func (e *Engine) audienceOf(ctx context.Context, conv store.Conv) (audience, *Er
 	if a.large = g.LargeFrom != 0; a.large {
 		return a, nil
 	}
-	var rerr *Error
-	rerr = e.eachMember(ctx, id, func(m *store.Member) { a.names = append(a.names, m.User) })
+	rerr := e.eachMember(ctx, id, func(m *store.Member) { a.names = append(a.names, m.User) })
 	return a, rerr
 }
 

@@ -100,6 +100,11 @@ func (e *Engine) sendReceipt(k receiptKey, rc receipt, b []byte) []byte {
 	if u == nil || u.receipts.Load() == 0 {
 		return b
 	}
+	if id, ok := rc.conv.Group(); ok {
+		if g, err := e.groups.get(e.ctx, id); err != nil || g.receipts != store.ReceiptsAll {
+			return b
+		}
+	}
 	if rc.ts == 0 {
 		rc.ts = time.Now().UnixMilli()
 	}

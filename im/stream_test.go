@@ -433,6 +433,8 @@ func TestLargeAck(t *testing.T) {
 		if n := b.teamCursor(); n != 9 {
 			t.Errorf("cursor is %d, want 9", n)
 		}
+		w.ok(b, nil, "ack", `{"ids":["%d"]}`, got[1].id) // again
+		w.refused(NotFound, b, "ack", `{"ids":["%d"]}`, int64(1)<<62)
 	})
 }
 
@@ -471,7 +473,6 @@ func TestLargeSync(t *testing.T) {
 		w.ackTeam(b, 1)
 		w.refused(BadRequest, b, "sync", `{"conv":"g/team"}`)
 		w.refused(NotFound, b, "sync", `{"conv":"g/none"}`)
-		w.refused(BadRequest, b, "sync", `{"conv":"u/owner"}`)
 		w.grow("owner", "bob") // 2
 		if s, _ := sync(b, ""); len(s.Groups) != 1 || s.Groups[0].Conv != "g/team" || s.Groups[0].Cursor != 1 || s.Groups[0].Head != 2 {
 			t.Errorf("got groups %+v", s.Groups)
@@ -655,24 +656,33 @@ func TestLargeReceipts(t *testing.T) {
 	}
 }
 
-// TestInboxReceipts: of a small group's messages each sender gets its own receipt.
+// TestInboxReceipts: of a small group's messages each sender gets its own receipt, unless the group wants none.
 func TestInboxReceipts(t *testing.T) {
-	bubble(t, quietly, func(t *testing.T, w *world) {
-		w.create(false, "bob", "alice")
-		o, a := w.connect("owner", "o", persistent, IM), w.connect("alice", "a", persistent, IM)
-		b := w.connect("bob", "b", persistent, IM)
-		w.postTeam("alice", "x")
-		w.postTeam("owner", "x")
-		synctest.Wait()
-		w.ok(b, nil, "ack", `{"seq":3}`)
-		synctest.Wait()
-		for l, cseq := range map[*fakeLink]uint64{o: 3, a: 2} {
-			// They may be merged: the last one counts.
-			if got := l.notesOf(Receipts, ""); len(got) == 0 || got[len(got)-1].Cseq != cseq {
-				t.Errorf("%s: got receipts %+v, want the last of %d", l.dev.User(), got, cseq)
-			}
+	for _, mode := range []store.ReceiptMode{store.ReceiptsByKind, store.ReceiptsAll, store.ReceiptsCounts, store.ReceiptsNone} {
+		bubble(t, quietly, func(t *testing.T, w *world) { testInboxReceipts(t, w, mode) })
+	}
+}
+
+func testInboxReceipts(t *testing.T, w *world, mode store.ReceiptMode) {
+	w.create(false, "bob", "alice")
+	o, a := w.connect("owner", "o", persistent, IM), w.connect("alice", "a", persistent, IM)
+	b := w.connect("bob", "b", persistent, IM)
+	w.change(func(c *store.Change) { c.Group.Receipts = mode }) // 2
+	w.postTeam("alice", "x")                                    // 3
+	w.postTeam("owner", "x")                                    // 4
+	synctest.Wait()
+	w.ok(b, nil, "ack", `{"seq":4}`)
+	synctest.Wait()
+	for l, cseq := range map[*fakeLink]uint64{o: 4, a: 3} {
+		got := l.notesOf(Receipts, "")
+		if mode == store.ReceiptsCounts || mode == store.ReceiptsNone {
+			cseq = 0
 		}
-	})
+		// They may be merged: the last one counts.
+		if len(got) == 0 && cseq != 0 || len(got) > 0 && got[len(got)-1].Cseq != cseq {
+			t.Errorf("mode %d, %s: got receipts %+v, want the last of %d", mode, l.dev.User(), got, cseq)
+		}
+	}
 }
 
 // TestLargeConnectRace: what happens in a group while a device reads from the store where it stands is neither missed

@@ -20,7 +20,7 @@ func TestMQTTJS(t *testing.T) {
 	t.Parallel()
 	s := mqtest.Start(t, mqtest.Config{
 		"listeners": `[{name: mqtt, type: tcp, address: "127.0.0.1:0"}, {name: ws, type: ws, address: "127.0.0.1:0", path: /mqtt}]`,
-		"group": `{small_max: 3}`,
+		"group":     `{small_max: 3}`,
 	})
 	for _, version := range []int{4, 5} {
 		for _, url := range []string{"mqtt://" + s.Addr("mqtt"), "ws://" + s.Addr("ws") + "/mqtt"} {

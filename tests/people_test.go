@@ -97,6 +97,12 @@ func TestPresence(t *testing.T) {
 		b2 := chat(t, shared, v, b.User, "2")
 		a.OK("presence.get", mqtest.Map{"users": []string{b.User, carol}}, &rows)
 		equal(t, "users", len(rows), 2)
+		equal(t, "who never wrote", rows[0], row{User: b.User}) // strangers are not shown
+		for _, user := range []string{b.User, carol} {
+			a.OK("send", mqtest.Map{"to": "u/" + user, "body": "hi"}, nil)
+		}
+		a.OK("presence.get", mqtest.Map{"users": []string{b.User, carol}}, &rows)
+		equal(t, "users", len(rows), 2)
 		if r := rows[0]; r.User != b.User || !r.Online || r.Devices != 2 || r.LastSeen == 0 {
 			t.Errorf("got %+v, want %s online with two devices", r, b.User)
 		}

@@ -26,6 +26,7 @@ type traffic struct {
 	name    string
 	n       int
 	changes uint64 // of the group
+	direct  bool   // to users alone
 }
 
 // group makes every seventh message.
@@ -58,7 +59,7 @@ func (w *traffic) batch(size int) []*store.Send {
 		peer := fmt.Sprint("p", w.n%5)
 		m.Conv = store.Direct(m.From, peer)
 		m.Inboxes = []store.InboxRef{{User: m.From}, {User: peer}}
-		if w.n%7 == 0 {
+		if w.n%7 == 0 && !w.direct {
 			w.group(m)
 		}
 		out = append(out, m)

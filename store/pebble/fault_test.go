@@ -382,7 +382,7 @@ func TestTinyDisk(t *testing.T) {
 	}
 	for _, minFree := range []uint64{0, 1} { // refused in time; and run into
 		s := open(t, pebble.Options{Path: filepath.Join(dir, "db"), MinFree: minFree})
-		w := &traffic{name: "t"}
+		w := &traffic{name: "t", direct: true} // a change of a group that is refused would have those after it fail
 		var mu sync.Mutex
 		var acked []store.Send
 		var refused atomic.Bool

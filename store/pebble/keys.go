@@ -106,7 +106,14 @@ func keyCid(dst []byte, bucket uint64, from, cid string) []byte {
 	return append(dst, cid...)
 }
 
-func cidLength[T string | []byte](cid T) uint16 { return uint16(min(len(cid), math.MaxUint16)) }
+// cidLength is 0 for cids that begin with 0xff, which no client may send: long as they are, the engine's own must not stand
+// behind all that a client counts up.
+func cidLength[T string | []byte](cid T) uint16 {
+	if len(cid) > 0 && cid[0] == 0xff {
+		return 0
+	}
+	return uint16(min(len(cid), math.MaxUint16))
+}
 
 // keyDeletedConv is the start of a user's deletion marks in one conversation.
 func keyDeletedConv(dst []byte, user string, conv store.Conv) []byte {
