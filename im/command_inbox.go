@@ -377,8 +377,8 @@ func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
 	src := source{conv: conv, spans: m.Spans}
 	first := visible(src.spans, after+1)
 	var page []store.Entry
-	last := after
-	for last < st.Head && len(page) < limit {
+	last, size := after, 0
+	for last < st.Head && len(page) < limit && size < store.PageBytes {
 		n := len(page)
 		page, last, err = e.read(e.ctx, user, src, last, st.Head, limit-n, page)
 		if err != nil {
@@ -386,6 +386,9 @@ func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
 		}
 		if len(page) > n {
 			last = page[len(page)-1].Cseq
+		}
+		for _, m := range page[n:] {
+			size += len(m.Body)
 		}
 	}
 	b := d.appendPage(nil, page, st.Head, last)
