@@ -33,15 +33,12 @@ func (d *Device) cmdTyping(c *command, _ Ticket) ([]byte, *Error) {
 	}
 	id, _ := conv.Group()
 	g, err := d.e.group(d.e.ctx, id)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = d.e.maySend(id, d.u.name) // the state is any text: who is muted says nothing by it either
 	}
-	m, err := d.e.member(d.e.ctx, id, d.u.name)
 	switch {
 	case err != nil:
 		return nil, err
-	case m.Role == store.NoRole:
-		return nil, errorf(NotMember, "you are not a member of group %q", clip(id))
 	case g.LargeFrom != 0:
 		d.e.m.Dropped("typing_large")
 		return nil, nil

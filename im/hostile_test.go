@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mqim/mqim/store"
 )
@@ -42,6 +43,25 @@ func TestLargeSyncPage(t *testing.T) {
 		}
 		if want := span(1, 21); !slices.Equal(cseqs, want) {
 			t.Errorf("got %v, want %v", cseqs, want)
+		}
+	})
+}
+
+// TestTypingMuted: the state of typing is the client's to choose: whoever is muted says nothing by it either.
+func TestTypingMuted(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		a, b := w.connect("alice", "a", persistent, IM), w.connect("bob", "b", persistent, IM)
+		w.newGroup("g", "alice", "bob")
+		until := time.Now().Add(time.Minute).UnixMilli()
+		w.ok(a, nil, "group.mute", `{"group":"g","user":"bob","until":%d}`, until)
+		w.refused(Muted, b, "typing", `{"to":"g/g","state":"a message by other means"}`)
+		if got := a.notesOf(Events, "typing"); len(got) != 0 {
+			t.Errorf("alice is told %+v", got)
+		}
+		time.Sleep(2 * time.Minute)
+		w.ok(b, nil, "typing", `{"to":"g/g","state":"on"}`)
+		if got := a.notesOf(Events, "typing"); len(got) != 1 {
+			t.Errorf("alice is told %+v", got)
 		}
 	})
 }
