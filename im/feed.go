@@ -190,8 +190,17 @@ func (d *Device) attach(
 	if d.u.large == nil {
 		d.u.large = map[store.Conv]uint64{}
 	}
-	d.e.feeds.add(g, mode, sure)
+	d.follow(g, mode, sure)
 	return g
+}
+
+// follow has the device offered what is said in a group and told what becomes of it. Whoever has left is not, once the
+// message that says so is durable: what is left to read is read from the log. u.mu is held.
+func (d *Device) follow(g *groupStream, mode store.ReceiptMode, sure bool) {
+	d.e.feeds.add(g, mode, sure)
+	if to := g.spans[len(g.spans)-1].To; to != 0 && g.head >= to {
+		d.e.feeds.remove(g)
+	}
 }
 
 // streamsOf are the large groups of a device, with what is not flushed of the user's watermarks.
@@ -258,7 +267,7 @@ func (d *Device) meet(list []store.Stream, places []store.Cursor) (news bool) {
 		st := &list[i]
 		if g := known[st.Conv]; g != nil {
 			g.learn(st.Spans, st.Head)
-			d.e.feeds.add(g, st.Mode, true)
+			d.follow(g, st.Mode, true)
 			continue
 		}
 		after := st.Delivered

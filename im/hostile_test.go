@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mqim/mqim/store"
@@ -62,6 +63,35 @@ func TestTypingMuted(t *testing.T) {
 		w.ok(b, nil, "typing", `{"to":"g/g","state":"on"}`)
 		if got := a.notesOf(Events, "typing"); len(got) != 1 {
 			t.Errorf("alice is told %+v", got)
+		}
+	})
+}
+
+// TestFormerMemberHearsNothing: who has left a large group and reads on what it was there for is not told of what is
+// recalled since.
+func TestFormerMemberHearsNothing(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		owner := w.connect("owner", "o", persistent, IM)
+		b := w.connect("bob", "b", persistent, None)
+		w.create(true, "bob")
+		w.postFrom("owner", "x", "2")
+		b.dev.Disconnect(false)
+		w.leave("bob")
+		later := w.postFrom("owner", "x", "not for bob")
+		b = w.connect("bob", "b", persistent, None) // it has something to read yet
+		w.ok(owner, nil, "recall", `{"conv":"g/team","cseq":%d}`, later)
+		if got := b.notesOf(Events, ""); len(got) != 0 {
+			t.Errorf("bob is told %+v", got)
+		}
+		b.dev.SetProfile(IM, everything)
+		synctest.Wait()
+		if got := b.deliveries(); len(got) != 3 {
+			t.Errorf("bob gets %+v", got)
+		}
+		w.join("bob")
+		w.ok(owner, nil, "recall", `{"conv":"g/team","cseq":2}`)
+		if got := b.notesOf(Events, "recall"); len(got) != 1 || got[0].Cseq != 2 {
+			t.Errorf("bob, who is back, is told %+v", got)
 		}
 	})
 }
