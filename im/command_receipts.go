@@ -24,6 +24,13 @@ func (d *Device) cmdReceipts(c *command, _ Ticket) ([]byte, *Error) {
 	var rc store.Receipts
 	names := true
 	if id, isGroup := conv.Group(); isGroup {
+		x, merr := d.e.member(d.e.ctx, id, d.u.name)
+		switch {
+		case merr != nil:
+			return nil, merr
+		case x.Role == store.NoRole: // who may read what it was there for, but not learn who reads it today
+			return nil, errNotMember(id)
+		}
 		rc, names, err = d.e.groupReceipts(d.e.ctx, id, m)
 	} else {
 		rc, err = d.e.directReceipts(d.e.ctx, m)

@@ -95,3 +95,43 @@ func TestFormerMemberHearsNothing(t *testing.T) {
 		}
 	})
 }
+
+// TestReceiptsStay: no receipts go to whom the reader has blocked, nor to who has left the group.
+func TestReceiptsStay(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		a, b := w.connect("alice", "a", persistent, IM), w.connect("bob", "b", persistent, IM)
+		c := w.connect("carol", "c", persistent, None)
+		w.newGroup("g", "alice", "bob", "carol") // 1
+		post := func(body string) (s sent) {
+			w.ok(b, &s, "send", `{"rid":"s","to":"g/g","body":%q}`, body)
+			return s
+		}
+		want := func(state string, n int) {
+			t.Helper()
+			synctest.Wait()
+			if got := b.notesOf(Receipts, state); len(got) != n {
+				t.Errorf("bob has %d receipts %s, want %d: %+v", len(got), state, n, got)
+			}
+		}
+		first := post("1")
+		w.ok(a, nil, "read", `{"conv":"g/g","cseq":%d}`, first.Cseq)
+		want("read", 1)
+		second := post("2")
+		w.setRole("g", "bob", "bob", store.NoRole)
+		w.ok(a, nil, "read", `{"conv":"g/g","cseq":%d}`, second.Cseq)
+		c.dev.SetProfile(IM, everything)
+		synctest.Wait()
+		w.ok(c, nil, "ack", `{"conv":"g/g","cseq":%d}`, second.Cseq)
+		want("read", 1)
+		want("delivered", 0)
+
+		s := w.send(b, "alice", "hi")
+		w.send(b, "carol", "hi")
+		w.ok(a, nil, "block.add", `{"user":"bob"}`)
+		w.ok(a, nil, "ack", `{"conv":"u/bob","cseq":%d}`, s.Cseq)
+		w.ok(a, nil, "read", `{"conv":"u/bob","cseq":%d}`, s.Cseq)
+		w.ok(c, nil, "read", `{"conv":"u/bob","cseq":1}`)
+		want("read", 2)
+		want("delivered", 0)
+	})
+}

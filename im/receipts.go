@@ -100,10 +100,12 @@ func (e *Engine) sendReceipt(k receiptKey, rc receipt, b []byte) []byte {
 	if u == nil || u.receipts.Load() == 0 {
 		return b
 	}
-	if id, ok := rc.conv.Group(); ok {
-		if g, err := e.groups.get(e.ctx, id); err != nil || g.receipts != store.ReceiptsAll {
-			return b
-		}
+	switch told, err := e.mayLearn(k); {
+	case err != nil:
+		e.m.Dropped("receipt") // it stands in the store all the same
+		return b
+	case !told:
+		return b
 	}
 	if rc.ts == 0 {
 		rc.ts = time.Now().UnixMilli()
@@ -112,6 +114,22 @@ func (e *Engine) sendReceipt(k receiptKey, rc receipt, b []byte) []byte {
 	u.notify(e, Receipts, b, nil)
 	e.m.Receipt()
 	return b
+}
+
+// mayLearn reports whether the sender of a message is told now who has it: in a group that names them, as long as it is a
+// member; of another user, unless that one has blocked it.
+func (e *Engine) mayLearn(k receiptKey) (bool, error) {
+	id, ok := k.conv.Group()
+	if !ok {
+		blocked, err := e.blocked(e.ctx, k.by, k.to)
+		return !blocked, err
+	}
+	g, err := e.groups.get(e.ctx, id)
+	if err != nil || g.receipts != store.ReceiptsAll {
+		return false, err
+	}
+	m, err := e.members.get(e.ctx, memberKey{id, k.to})
+	return m.role != store.NoRole, err
 }
 
 func (rc *receipt) append(b []byte, user string) []byte {
