@@ -106,7 +106,7 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 		delete(u.ended, device)
 	}
 	u.mu.Unlock()
-	if s.Persistent && !alive {
+	if s.Persistent && (!alive || s.Clean) {
 		if err := e.createSession(ctx, u, d.record(0)); err != nil {
 			return nil, err
 		}

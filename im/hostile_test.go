@@ -135,3 +135,32 @@ func TestReceiptsStay(t *testing.T) {
 		want("delivered", 0)
 	})
 }
+
+// TestCleanStartForgetsGroups: who starts clean begins, in a group that it has left, too, after what the user's devices
+// have acknowledged, for good.
+func TestCleanStartForgetsGroups(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		b, other := w.connect("bob", "b", persistent, None), w.connect("bob", "other", persistent, IM)
+		w.create(true, "bob")
+		w.postMany("owner", 3)
+		w.leave("bob") // 5
+		synctest.Wait()
+		w.ok(other, nil, "ack", `{"conv":"g/team","cseq":5}`)
+		time.Sleep(time.Second)
+		b.dev.Disconnect(false)
+		time.Sleep(time.Second)
+		b = w.connect("bob", "b", Session{Clean: true, Persistent: true}, IM)
+		synctest.Wait()
+		if got := b.deliveries(); len(got) != 0 {
+			t.Errorf("after a clean start: %+v", got)
+		}
+		time.Sleep(time.Second)
+		b.dev.Disconnect(false)
+		time.Sleep(time.Second)
+		b = w.connect("bob", "b", persistent, IM)
+		synctest.Wait()
+		if got := b.deliveries(); len(got) != 0 {
+			t.Errorf("after a clean start and another connection: %+v", got)
+		}
+	})
+}
