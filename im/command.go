@@ -54,13 +54,15 @@ type command struct {
 
 // handlers are the commands beside send. A handler returns the JSON of data, or nil where there is none; a command
 // that waits for the committer returns errAnswered and is answered later.
-var handlers map[string]func(*Device, *command, Ticket) ([]byte, *Error)
+var handlers map[string]handler
+
+type handler = func(*Device, *command, Ticket) ([]byte, *Error)
 
 // errAnswered says that the handler answers, or has answered, by itself.
 var errAnswered = &Error{}
 
 func init() {
-	handlers = map[string]func(*Device, *command, Ticket) ([]byte, *Error){
+	handlers = map[string]handler{
 		"ack":              (*Device).cmdAck,
 		"sync":             (*Device).cmdSync,
 		"read":             (*Device).cmdRead,
@@ -92,6 +94,23 @@ func init() {
 		"group.transfer":   (*Device).cmdGroupTransfer,
 		"group.mute":       (*Device).cmdGroupMute,
 		"group.dissolve":   (*Device).cmdGroupDissolve,
+	}
+	for _, name := range []string{
+		"recall", "delete", "group.create", "group.update", "group.add", "group.remove", "group.join", "group.leave", "group.role",
+		"group.transfer", "group.mute", "group.dissolve",
+	} {
+		handlers[name] = counted(handlers[name])
+	}
+}
+
+// counted is a command that counts like a send: what it says is stored for others, or for devices that are away, and
+// told to them.
+func counted(h handler) handler {
+	return func(d *Device, c *command, t Ticket) ([]byte, *Error) {
+		if err := d.allowSend(); err != nil {
+			return nil, err
+		}
+		return h(d, c, t)
 	}
 }
 

@@ -164,3 +164,34 @@ func TestCleanStartForgetsGroups(t *testing.T) {
 		}
 	})
 }
+
+// TestGroupChangeRate: what changes a group or its messages counts like a send, since others are told of it; what only
+// asks does not.
+func TestGroupChangeRate(t *testing.T) {
+	bubble(t, Config{AckTimeout: time.Hour, SendsPerSecond: 1, SendBurst: 1}, func(t *testing.T, w *world) {
+		a := w.connect("alice", "a", persistent, IM)
+		w.newGroup("g", "alice", "bob")
+		for _, c := range []struct{ name, args string }{
+			{"group.create", `"name":"x"`}, {"group.update", `"name":"y"`}, {"group.add", `"users":["carol"]`},
+			{"group.remove", `"users":["bob"]`}, {"group.join", ``}, {"group.leave", ``}, {"group.role", `"user":"carol","role":"admin"`},
+			{"group.mute", `"user":"carol","until":9999999999999`}, {"group.transfer", `"user":"carol"`}, {"group.dissolve", ``},
+			{"recall", `"conv":"g/g","cseq":1`}, {"delete", `"conv":"g/g","cseqs":[1]`},
+		} {
+			time.Sleep(2 * time.Second)
+			payload := `{"group":"g"`
+			if c.name == "group.create" {
+				payload = `{"rid":"1"`
+			}
+			if c.args != "" {
+				payload += "," + c.args
+			}
+			payload += "}"
+			if r := w.run(a, c.name, "%s", payload); r.err != nil && r.err.Code == RateLimited {
+				t.Errorf("%s: the first is refused: %v", c.name, r.err)
+			}
+			w.refused(RateLimited, a, c.name, "%s", payload)
+			w.refused(RateLimited, a, "send", `{"to":"u/bob","body":"x"}`)
+			w.ok(a, nil, "group.list", `{"rid":"2"}`)
+		}
+	})
+}
