@@ -119,39 +119,35 @@ func (d *Device) sendMissed(since int64) bool {
 	}
 }
 
-// sendNotices sends the notices to a name at or after since. The next page begins at the moment at which the last one
-// ended, since more than one may have happened in it.
+// sendNotices sends the notices to a name at or after since.
 func (d *Device) sendNotices(to string, since int64) bool {
-	for sent := 0; ; { // of those at since
-		list, err := d.readNotices(to, since, sent+noticePage)
+	for after := ""; ; {
+		list, next, err := d.readNotices(to, since, after)
 		if err != nil {
 			d.e.failed("notices", err)
 			return false
 		}
-		for i := sent; i < len(list); i++ {
+		for i := range list {
 			if c, ok := parseChange(list[i].Payload); ok && !d.sendNotice(c.event(d.u.name)) {
 				return false
 			}
 		}
 		d.link.Kick()
-		if len(list) < sent+noticePage {
+		if next == "" {
 			return true
 		}
-		since, sent = list[len(list)-1].TS, 0
-		for sent < len(list) && list[len(list)-1-sent].TS == since {
-			sent++
-		}
+		after = next
 	}
 }
 
 // readNotices reads a page, sharing with the pumps what they may hold in memory.
-func (d *Device) readNotices(to string, since int64, limit int) ([]store.Notice, error) {
+func (d *Device) readNotices(to string, since int64, after string) ([]store.Notice, string, error) {
 	select {
 	case d.e.pumps <- struct{}{}:
 		defer func() { <-d.e.pumps }()
 	case <-d.e.ctx.Done():
 	}
-	return d.e.store.Notices(d.e.ctx, to, since, limit)
+	return d.e.store.Notices(d.e.ctx, to, since, after, noticePage)
 }
 
 // sendNotice sends an event, waiting a while for room. It returns false when the connection has ended.

@@ -171,7 +171,7 @@ func TestNotices(t *testing.T) {
 
 func noticesTo(t *testing.T, w *world, to string) int {
 	t.Helper()
-	list, err := w.st.Notices(context.Background(), to, 0, 1000)
+	list, _, err := w.st.Notices(context.Background(), to, 0, "", 1000)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -162,8 +162,9 @@ type Groups interface {
 	// Receipts counts the present members who have the message cseq of a group, with their names if asked. Its cost
 	// grows with the number of members.
 	Receipts(ctx context.Context, group string, cseq uint64, from string, names bool) (Receipts, error)
-	// Notices lists the notices to a name at or after since (Unix milliseconds), oldest first, at most limit.
-	Notices(ctx context.Context, to string, since int64, limit int) ([]Notice, error)
+	// Notices lists the notices to a name at or after since (Unix milliseconds), oldest first, paged like Members: after is
+	// "" for the first page, and what the one before returned as next for the others.
+	Notices(ctx context.Context, to string, since int64, after string, limit int) (list []Notice, next string, err error)
 	// Sent finds what a sender's cid stands for; ok is false where it is not known (any more). Of the message Conv,
 	// Cseq, ID and TS are set.
 	Sent(ctx context.Context, from, cid string) (m Message, hash uint64, ok bool, err error)

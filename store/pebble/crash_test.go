@@ -216,7 +216,7 @@ func verifyNotices(t *testing.T, s *pebble.Store, acked []store.Notice) {
 	for _, n := range acked {
 		if _, ok := have[n.To]; !ok {
 			have[n.To] = true
-			list, err := s.Notices(ctx, n.To, 0, 1<<30)
+			list, _, err := s.Notices(ctx, n.To, 0, "", 1<<30)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -35,28 +35,39 @@ func (w *writer) notices(list []store.Notice) error {
 func noticeTime(key []byte) int64 { return int64(tail(key[:len(key)-8])) }
 
 // Notices lists notices in the order of their time. One may show a moment before it is durable, as what it tells of may.
-func (s *Store) Notices(ctx context.Context, to string, since int64, limit int) ([]store.Notice, error) {
+// What a page goes on after is the end of the last key.
+func (s *Store) Notices(
+	ctx context.Context, to string, since int64, after string, limit int,
+) (list []store.Notice, next string, err error) {
 	if err := s.enter(ctx); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer s.life.RUnlock()
 	it, err := s.names(tabNotice, to)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer it.Close()
-	var out []store.Notice
-	for ok := it.SeekGE(keyNum(nil, tabNotice, to, uint64(max(since, 0)))); ok && len(out) < limit; ok = it.Next() {
+	seek := keyNum(nil, tabNotice, to, uint64(max(since, 0)))
+	if after != "" {
+		seek = append(append(keyName(nil, tabNotice, to), after...), 0)
+	}
+	for ok := it.SeekGE(seek); ok; ok = it.Next() {
+		if len(list) >= limit {
+			return list, next, nil
+		}
 		v, err := it.ValueAndErr()
 		if err != nil {
-			return nil, s.wrap(err, "notices to %q", to)
+			return nil, "", s.wrap(err, "notices to %q", to)
 		}
-		if len(it.Key()) != len(to)+2+16 {
-			return nil, s.corrupt("key %q", it.Key())
+		key := it.Key()
+		if len(key) != len(to)+2+16 {
+			return nil, "", s.corrupt("key %q", key)
 		}
-		out = append(out, store.Notice{To: to, TS: noticeTime(it.Key()), Payload: append([]byte(nil), v...)})
+		list = append(list, store.Notice{To: to, TS: noticeTime(key), Payload: append([]byte(nil), v...)})
+		next = string(key[len(key)-16:])
 	}
-	return out, s.wrap(it.Error(), "notices to %q", to)
+	return list, "", s.wrap(it.Error(), "notices to %q", to)
 }
 
 // dropNotices removes notices that are as old as inbox entries may be.

@@ -443,7 +443,7 @@ func testClosed(t *testing.T, e *env) {
 	call("Conversation", err)
 	_, _, err = e.st.ListConversations(ctx, "ann", "", 1)
 	call("ListConversations", err)
-	_, err = e.st.Notices(ctx, "ann", 0, 1)
+	_, _, err = e.st.Notices(ctx, "ann", 0, "", 1)
 	call("Notices", err)
 	_, _, _, err = e.st.Sent(ctx, "ann", "c1")
 	call("Sent", err)

@@ -10,7 +10,7 @@ import (
 
 func (e *env) notices(to string, since int64, limit int) []store.Notice {
 	e.Helper()
-	list, err := e.st.Notices(ctx, to, since, limit)
+	list, _, err := e.st.Notices(ctx, to, since, "", limit)
 	if err != nil {
 		e.Fatalf("notices to %s: %v", to, err)
 	}
@@ -50,10 +50,25 @@ func testNotices(t *testing.T, e *env) {
 		e.reopen()
 	}
 	same := e.clock + 100
-	for i := range 5 {
-		e.commit(&store.Batch{Notices: []store.Notice{{To: "ann", TS: same, Payload: fmt.Append(nil, i)}}})
+	for i := range 25 {
+		e.commit(&store.Batch{Notices: []store.Notice{{To: "ann", TS: same + int64(i/20), Payload: fmt.Append(nil, i)}}})
 	}
-	e.equal("at one time", len(e.notices("ann", same, 100)), 5)
+	at := e.notices("ann", same, 100)
+	e.equal("at two times", len(at), 25)
+	for limit := 1; limit <= 26; limit++ {
+		var paged []store.Notice
+		for after := ""; ; {
+			page, next, err := e.st.Notices(ctx, "ann", same, after, limit)
+			if err != nil || len(page) != min(limit, 25-len(paged)) {
+				t.Fatalf("a page of %d after %d of 25, limit %d: %v", len(page), len(paged), limit, err)
+			}
+			if paged = append(paged, page...); next == "" {
+				break
+			}
+			after = next
+		}
+		e.equal(fmt.Sprint("by pages of ", limit), paged, at)
+	}
 	if err := e.st.Commit(ctx, &store.Batch{Notices: []store.Notice{{TS: 1}}}); err == nil {
 		t.Error("a notice to nobody is stored")
 	}
