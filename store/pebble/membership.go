@@ -20,7 +20,11 @@ func (g *groupHead) small() bool { return g.LargeFrom == 0 }
 
 // group returns the state of a group, with Version 0 where there is none.
 func (w *writer) group(id string) (*groupHead, error) {
+	_, young := w.groups.young[id]
 	if g, ok := w.groups.get(id); ok {
+		if !young { // it was in the old half
+			w.named += len(g.members)
+		}
 		return g, nil
 	}
 	if err := checkName("group", id); err != nil {
