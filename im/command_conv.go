@@ -29,7 +29,7 @@ func (d *Device) convArg(c *command, cseq bool) (store.Conv, []store.Span, *Erro
 
 // commit has op stored in its turn among the device's messages and answers when it is durable; then runs after.
 func (d *Device) commit(c *command, t Ticket, op func(*store.Batch), then func() *Error) *Error {
-	p := &pending{op: op}
+	p := &pending{op: op, cost: 4 * len(c.payload)} // op holds it decoded, and as a notice
 	p.after = func(err error) {
 		var rerr *Error
 		if errors.Is(err, store.ErrUnknownOutcome) {

@@ -34,7 +34,7 @@ func (d *Device) cmdTyping(c *command, _ Ticket) ([]byte, *Error) {
 	id, _ := conv.Group()
 	g, err := d.e.group(d.e.ctx, id)
 	if err == nil {
-		err = d.e.maySend(id, d.u.name) // the state is any text: who is muted says nothing by it either
+		_, err = d.e.maySend(id, d.u.name) // the state is any text: who is muted says nothing by it either
 	}
 	switch {
 	case err != nil:

@@ -60,6 +60,7 @@ func (e *Engine) readable(ctx context.Context, user string, conv store.Conv) ([]
 type standing struct {
 	lives    bool
 	receipts store.ReceiptMode
+	inboxes  int // that a message is written to
 }
 
 // part is what a user is in a group, as remembered in Engine.members.
@@ -75,7 +76,11 @@ func (e *Engine) readStanding(ctx context.Context, id string) (standing, error) 
 	if errors.Is(err, store.ErrNotFound) {
 		return standing{}, nil
 	}
-	return standing{lives: g.Ended == 0, receipts: g.ReceiptMode()}, err
+	s := standing{lives: g.Ended == 0, receipts: g.ReceiptMode()}
+	if g.LargeFrom == 0 {
+		s.inboxes = int(g.MemberCount)
+	}
+	return s, err
 }
 
 func (e *Engine) readPart(ctx context.Context, k memberKey) (part, error) {
@@ -95,24 +100,24 @@ func (e *Engine) forgetGroup(ch *store.Change) {
 
 // maySend says why user may not send to a group. Whether the user is a member is decided by the store, once more, when
 // the message is stored; this spares it what will be refused.
-func (e *Engine) maySend(id, user string) *Error {
+func (e *Engine) maySend(id, user string) (standing, *Error) {
 	g, err := e.groups.get(e.ctx, id)
 	if err != nil {
-		return e.failed("group", err)
+		return g, e.failed("group", err)
 	}
 	if !g.lives {
-		return errorf(NotFound, "there is no group %q", clip(id))
+		return g, errorf(NotFound, "there is no group %q", clip(id))
 	}
 	m, err := e.members.get(e.ctx, memberKey{id, user})
 	switch {
 	case err != nil:
-		return e.failed("member", err)
+		return g, e.failed("member", err)
 	case m.role == store.NoRole:
-		return errNotMember(id)
+		return g, errNotMember(id)
 	case m.mutedUntil > time.Now().UnixMilli():
-		return errorf(Muted, "you are muted in group %q until %d (Unix milliseconds)", id, m.mutedUntil)
+		return g, errorf(Muted, "you are muted in group %q until %d (Unix milliseconds)", id, m.mutedUntil)
 	}
-	return nil
+	return g, nil
 }
 
 func errNotMember(id string) *Error {

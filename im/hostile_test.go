@@ -1,8 +1,10 @@
 package im
 
 import (
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -192,6 +194,44 @@ func TestGroupChangeRate(t *testing.T) {
 			w.refused(RateLimited, a, c.name, "%s", payload)
 			w.refused(RateLimited, a, "send", `{"to":"u/bob","body":"x"}`)
 			w.ok(a, nil, "group.list", `{"rid":"2"}`)
+		}
+	})
+}
+
+// TestQueueCountsInboxes: what a message to a group costs grows with its members, and so does the place that it takes in
+// the queue.
+func TestQueueCountsInboxes(t *testing.T) {
+	cfg := quietly
+	cfg.QueueBytes = 1 << 20
+	bubble(t, cfg, func(t *testing.T, w *world) {
+		a := w.connect("alice", "a", persistent, None)
+		var members []string
+		for i := range 400 {
+			members = append(members, fmt.Sprint("u", i))
+		}
+		w.newGroup("g", "alice", members...)
+		release := make(chan struct{})
+		w.st.set(func() {
+			w.st.onCommit = func(_ *store.Batch, commit func() error) error { <-release; return commit() }
+		})
+		var wg sync.WaitGroup
+		tickets := make(chan Ticket, 100)
+		for range 100 {
+			wg.Go(func() { tickets <- a.start("send", `{"rid":"s","to":"g/g","body":"x"}`) })
+		}
+		synctest.Wait()
+		w.e.queue.mu.Lock()
+		n := len(w.e.queue.items)
+		w.e.queue.mu.Unlock()
+		if n == 0 || n > 1<<20/(400*inboxBytes) {
+			t.Errorf("%d messages to a group of 400 are in a queue of 1 MiB", n)
+		}
+		close(release)
+		wg.Wait()
+		for range 100 {
+			if r := w.answer(a, <-tickets); r.err != nil {
+				t.Error(r.err)
+			}
 		}
 	})
 }

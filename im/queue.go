@@ -14,28 +14,31 @@ type pending struct {
 	rid    string
 	peer   string // the other side of a direct conversation
 
+	cost int // bytes, about, that it takes until it is stored, beside what size knows
+
 	op    func(*store.Batch) // instead of a message: adds to the batch
 	after func(error)        // is told what became of op, or of a message that has no dev
 
 	attach []string // of a change that makes its group large: who is in it from then on
 }
 
-// pendingBytes is what a pending costs beside its body.
+// pendingBytes is what a pending costs beside its body and those that it is for.
 const pendingBytes = 512
 
 // size is what it counts for in the queue.
 func (p *pending) size() int {
-	n := len(p.Body) + pendingBytes
+	n := len(p.Body) + pendingBytes + p.cost
 	if p.Change != nil {
 		n += memberBytes*len(p.Change.Members) + nameBytes*len(p.attach)
 	}
 	return n
 }
 
-// What a member of a change, and a name, cost at most.
+// What a member of a change, a name, and an entry in an inbox cost at most, about, until they are stored.
 const (
 	memberBytes = 192
 	nameBytes   = 80
+	inboxBytes  = 128
 )
 
 // queue is the bounded queue in front of the committer. The committer takes all of it at once, so a lock is held for

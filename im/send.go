@@ -175,7 +175,8 @@ func (d *Device) entitled(p *pending) *Error {
 		return nil
 	case "":
 		id, _ := p.Conv.Group()
-		err := e.maySend(id, p.From)
+		g, err := e.maySend(id, p.From)
+		p.cost = inboxBytes * g.inboxes
 		if err != nil && err.Code != Unavailable && p.Cid != "" {
 			// A message that was stored before its sender lost the right is answered again.
 			if _, _, ok, serr := e.store.Sent(e.ctx, p.From, p.Cid); serr != nil {
