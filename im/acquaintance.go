@@ -81,7 +81,7 @@ func (a *acquaintances) share(ctx context.Context, other string) (bool, error) {
 	}
 	if a.groups == nil {
 		a.groups = map[string]bool{}
-		if _, err := a.e.eachGroup(ctx, a.user, func(id string) (bool, error) {
+		if _, err := a.e.eachGroup(ctx, a.user, maxGroups, func(id string) (bool, error) {
 			a.groups[id] = true
 			return false, nil
 		}); err != nil {
@@ -92,12 +92,12 @@ func (a *acquaintances) share(ctx context.Context, other string) (bool, error) {
 	if len(a.groups) == 0 {
 		return false, nil
 	}
-	return a.e.eachGroup(ctx, other, func(id string) (bool, error) {
+	return a.e.eachGroup(ctx, other, maxGroups, func(id string) (bool, error) {
 		if !a.groups[id] {
 			return false, nil
 		}
-		g, err := a.e.store.Group(ctx, id)
-		if err != nil || g.Ended == 0 {
+		g, err := a.e.groups.get(ctx, id)
+		if err != nil || g.lives {
 			return err == nil, err
 		}
 		delete(a.groups, id)
@@ -105,11 +105,13 @@ func (a *acquaintances) share(ctx context.Context, other string) (bool, error) {
 	})
 }
 
-// eachGroup calls f with the groups that user is in, or was when they ended, up to maxGroups, until it returns true.
-// It reports whether f did.
-func (e *Engine) eachGroup(ctx context.Context, user string, f func(id string) (bool, error)) (bool, error) {
+// eachGroup calls f with the groups that user is in, or was when they ended, by id, until it returns true; it reports
+// whether f did. Of the groups that the user is or was in about as many as most are looked at.
+func (e *Engine) eachGroup(
+	ctx context.Context, user string, most int, f func(id string) (stop bool, err error),
+) (bool, error) {
 	after := ""
-	for seen := 0; seen < maxGroups; seen += membershipPage {
+	for seen := 0; seen < most; seen += membershipPage {
 		list, next, err := e.store.Memberships(ctx, user, after, membershipPage)
 		if err != nil {
 			return false, err
@@ -122,10 +124,9 @@ func (e *Engine) eachGroup(ctx context.Context, user string, f func(id string) (
 				return stop, err
 			}
 		}
-		if next == "" {
-			return false, nil
+		if after = next; after == "" {
+			break
 		}
-		after = next
 	}
 	return false, nil
 }

@@ -297,7 +297,7 @@ func (d *Device) mayRecall(m *store.Message) *Error {
 			return err
 		}
 		if role = x.Role; role == store.NoRole {
-			return errorf(NotMember, "you are not a member of group %q", clip(id))
+			return errNotMember(id)
 		}
 		if m.Type == "sys.group" {
 			return errorf(Forbidden, "a change of the group cannot be recalled")

@@ -199,12 +199,9 @@ func (d *Device) groupData(id string) ([]byte, *Error) {
 
 // appendGroup appends the JSON of a group as the member m sees it, or somebody who is none.
 func appendGroup(b []byte, g *store.Group, m *store.Member) []byte {
-	kind, mode := "small", store.ReceiptsAll
+	kind := "small"
 	if g.LargeFrom != 0 {
-		kind, mode = "large", store.ReceiptsCounts
-	}
-	if g.Receipts != store.ReceiptsByKind {
-		mode = g.Receipts
+		kind = "large"
 	}
 	b = append(b, `{"group":`...)
 	b = appendString(b, g.ID)
@@ -214,7 +211,7 @@ func appendGroup(b []byte, g *store.Group, m *store.Member) []byte {
 	b = appendField(b, "kind", kind)
 	b = appendField(b, "join", []string{"invite", "open"}[asInt(g.Open)])
 	b = appendField(b, "history", []string{"since_join", "all"}[asInt(g.HistoryAll)])
-	b = appendField(b, "receipts", receiptNames[mode])
+	b = appendField(b, "receipts", receiptNames[g.ReceiptMode()])
 	b = appendField(b, "owner", g.Owner)
 	b = appendUint(b, "members", g.MemberCount)
 	b = appendInt(b, "created", g.Created)

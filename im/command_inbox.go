@@ -130,7 +130,7 @@ func (d *Device) noteUnseen(src source, after, upto uint64) *Error {
 		now := time.Now().UnixMilli()
 		d.u.mu.Lock()
 		for _, e := range page {
-			if bound = src.number(e); bound > upto {
+			if bound = number(e); bound > upto {
 				break
 			}
 			if e.From != d.u.name && !e.Expired(now) { // sync leaves out what has expired
@@ -346,7 +346,7 @@ func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
 	id, _ := conv.Group()
 	g, err := e.store.Group(e.ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, errorf(NotFound, "there is no group %q", id)
+		return nil, errNoGroup(id)
 	}
 	if err != nil {
 		return nil, e.failed("group", err)
@@ -360,7 +360,7 @@ func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
 	case rerr != nil:
 		return nil, rerr
 	case len(m.Spans) == 0:
-		return nil, errorf(NotMember, "you are not a member of group %q", id)
+		return nil, errNotMember(id)
 	case g.LargeFrom == 0:
 		return nil, errorf(BadRequest, "conv: group %q is not large; its messages are in the inbox", id)
 	}

@@ -17,7 +17,7 @@ func (d *Device) room() int {
 // offer hands over a message that has just become durable, if the device is waiting for exactly this one; otherwise
 // the device's pump reads it from the log in its turn. It reports whether something was written. u.mu is held.
 func (d *Device) offer(s *stream, e store.Entry) bool {
-	if d.pumping || s.next != s.number(e) || s.group != nil && d.inbox.next <= d.u.head {
+	if d.pumping || s.next != number(e) || s.group != nil && d.inbox.next <= d.u.head {
 		d.pump()
 		return false
 	}
@@ -27,7 +27,7 @@ func (d *Device) offer(s *stream, e store.Entry) bool {
 // hand hands over the message at s.next or passes over it, if the device is not to see it. It returns false when the
 // link has no room. u.mu is held.
 func (d *Device) hand(s *stream, e store.Entry, now int64) bool {
-	n := s.number(e)
+	n := number(e)
 	x := slot{seq: n, id: e.ID, cseq: e.Cseq, conv: e.Conv, from: e.From, cid: e.Cid, sent: now}
 	switch {
 	case s.early[n]:
@@ -104,7 +104,7 @@ func (d *Device) pumpLoop() {
 			d.retryPump()
 			return
 		}
-		gap := len(entries) == 0 || s.number(entries[0]) != after+1
+		gap := len(entries) == 0 || number(entries[0]) != after+1
 		lost := gap && d.e.lost(d.e.ctx, src, after)
 		u.mu.Lock()
 		ok := d.handPage(s, after, bound, lost, entries)
@@ -149,7 +149,7 @@ func (d *Device) handPage(s *stream, after, bound uint64, lost bool, entries []s
 		if s.group == nil {
 			d.u.head = max(d.u.head, e.Seq) // the log may be ahead of the deliverer
 		}
-		if n := s.number(e); n > s.next {
+		if n := number(e); n > s.next {
 			d.passOver(s, n-1, lost)
 		}
 		if !d.hand(s, e, now) {
@@ -339,7 +339,7 @@ func (d *Device) resend(places []uint64) {
 			switch {
 			case err != nil:
 				s.win.at(i).attempt-- // nothing was sent
-			case len(page) > 0 && s.number(page[0]) == n:
+			case len(page) > 0 && number(page[0]) == n:
 				d.again(s, i, page[0])
 			default: // gone from the log, or deleted by its reader
 				d.pass(s, i)

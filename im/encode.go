@@ -21,7 +21,7 @@ func AppendMessage(b []byte, user string, seq uint64, m *store.Message, attempt 
 	b = appendConv(b, user, m.Conv)
 	b = appendUint(b, "cseq", m.Cseq)
 	b = appendField(b, "from", m.From)
-	if cid := ClientCid(m); cid != "" {
+	if cid := ClientCid(m.Cid); cid != "" {
 		b = appendField(b, "cid", cid)
 	}
 	b = appendInt(b, "ts", m.TS)
@@ -42,12 +42,12 @@ func AppendMessage(b []byte, user string, seq uint64, m *store.Message, attempt 
 	return append(b, '}')
 }
 
-// ClientCid is the cid that the sender of a message gave it, "" if none: one that the engine made is nobody's business.
-func ClientCid(m *store.Message) string {
-	if strings.HasPrefix(m.Cid, ownCid) {
+// ClientCid is a message's cid as it is shown: "" where the engine made it, which is nobody's business.
+func ClientCid(cid string) string {
+	if strings.HasPrefix(cid, ownCid) {
 		return ""
 	}
-	return m.Cid
+	return cid
 }
 
 // ownCid leads the cids that the engine makes. Those of clients are UTF-8, which has no such byte.
@@ -140,7 +140,7 @@ func appendString[T string | []byte](b []byte, s T) []byte {
 	return append(b, '"')
 }
 
-// appendOK opens the reply to a command that succeeded; the caller appends the members of data, each led by a comma.
+// appendReply opens a reply; the caller appends its members, each led by a comma, and the brace that closes it.
 func appendReply(b []byte, rid string, ok bool) []byte {
 	b = append(b, '{')
 	if rid != "" {

@@ -41,7 +41,7 @@ type groupView struct {
 // alive is an error unless the group is there.
 func (v *groupView) alive() *Error {
 	if v.g.Version == 0 || v.g.Ended != 0 {
-		return errorf(NotFound, "there is no group %q", clip(v.g.ID))
+		return errNoGroup(v.g.ID)
 	}
 	return nil
 }

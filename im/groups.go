@@ -3,6 +3,7 @@ package im
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/mqim/mqim/store"
@@ -12,7 +13,7 @@ import (
 func (e *Engine) group(ctx context.Context, id string) (store.Group, *Error) {
 	g, err := e.store.Group(ctx, id)
 	if errors.Is(err, store.ErrNotFound) || err == nil && g.Ended != 0 {
-		return g, errorf(NotFound, "there is no group %q", clip(id))
+		return g, errNoGroup(id)
 	}
 	if err != nil {
 		return g, e.failed("group", err)
@@ -38,7 +39,7 @@ func (e *Engine) readable(ctx context.Context, user string, conv store.Conv) ([]
 	}
 	g, err := e.store.Group(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, errorf(NotFound, "there is no group %q", clip(id))
+		return nil, errNoGroup(id)
 	}
 	if err != nil {
 		return nil, e.failed("group", err)
@@ -48,7 +49,7 @@ func (e *Engine) readable(ctx context.Context, user string, conv store.Conv) ([]
 		return nil, rerr
 	}
 	if len(m.Spans) == 0 {
-		return nil, errorf(NotMember, "you are not a member of group %q", clip(id))
+		return nil, errNotMember(id)
 	}
 	if g.HistoryAll {
 		return []store.Span{{From: 1, To: m.Spans[len(m.Spans)-1].To}}, nil
@@ -106,7 +107,7 @@ func (e *Engine) maySend(id, user string) (standing, *Error) {
 		return g, e.failed("group", err)
 	}
 	if !g.lives {
-		return g, errorf(NotFound, "there is no group %q", clip(id))
+		return g, errNoGroup(id)
 	}
 	m, err := e.members.get(e.ctx, memberKey{id, user})
 	switch {
@@ -120,6 +121,8 @@ func (e *Engine) maySend(id, user string) (standing, *Error) {
 	return g, nil
 }
 
+func errNoGroup(id string) *Error { return errorf(NotFound, "there is no group %q", clip(id)) }
+
 func errNotMember(id string) *Error {
 	return errorf(NotMember, "you are not a member of group %q", clip(id))
 }
@@ -127,42 +130,30 @@ func errNotMember(id string) *Error {
 // mayJoin says why a user may not be in one group more. Two joins at the same moment may both be let in by the last
 // place.
 func (e *Engine) mayJoin(user string) *Error {
-	max := e.cfg.Load().GroupsPerUser
-	if max == 0 {
+	limit := e.cfg.Load().GroupsPerUser
+	if limit == 0 {
 		return nil
 	}
 	// Whether a group has ended takes another read for each, so that is looked at only where it makes the difference.
-	for _, ended := range []bool{true, false} {
-		n, after := 0, ""
-		for {
-			list, next, err := e.store.Memberships(e.ctx, user, after, 512)
-			if err != nil {
-				return e.failed("groups of a user", err)
-			}
-			for _, m := range list {
-				if !m.Current {
-					continue
+	for _, look := range []bool{false, true} {
+		n := 0
+		full, err := e.eachGroup(e.ctx, user, math.MaxInt, func(id string) (bool, error) {
+			if look {
+				if g, err := e.groups.get(e.ctx, id); err != nil || !g.lives {
+					return false, err
 				}
-				if !ended {
-					g, err := e.groups.get(e.ctx, m.Group)
-					if err != nil {
-						return e.failed("group", err)
-					}
-					if !g.lives {
-						continue
-					}
-				}
-				n++
 			}
-			if after = next; n >= max || next == "" {
-				break
-			}
+			n++
+			return n == limit, nil
+		})
+		if err != nil {
+			return e.failed("groups of a user", err)
 		}
-		if n < max {
+		if !full {
 			return nil
 		}
 	}
-	return errorf(RateLimited, "%s is in %d groups already, the limit", user, max)
+	return errorf(RateLimited, "%s is in %d groups already, the limit", user, limit)
 }
 
 // groupState is what the sender of a message to a group learns of it: sent when a device of another member reads, else

@@ -3,6 +3,7 @@ package im
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strconv"
 	"time"
 
@@ -187,7 +188,7 @@ type audience struct {
 func (e *Engine) audienceOf(ctx context.Context, conv store.Conv) (audience, *Error) {
 	a := audience{conv: conv}
 	if x, y, ok := conv.Users(); ok {
-		a.names = compact(x, y)
+		a.names = slices.Compact([]string{x, y})
 		return a, nil
 	}
 	id, _ := conv.Group()
@@ -208,13 +209,6 @@ func (a *audience) notices() []string {
 		return []string{string(a.conv)}
 	}
 	return a.names
-}
-
-func compact(a, b string) []string {
-	if a == b {
-		return []string{a}
-	}
-	return []string{a, b}
 }
 
 // tell sends the event of a change to the connected devices of its audience.

@@ -216,11 +216,7 @@ func (e *Engine) presenceOf(name string) presenceState {
 func (st presenceState) append(b []byte) []byte {
 	b = append(b, `"user":`...)
 	b = appendString(b, st.user)
-	if st.online {
-		b = append(b, `,"online":true`...)
-	} else {
-		b = append(b, `,"online":false`...)
-	}
+	b = appendBool(b, "online", st.online)
 	b = appendInt(b, "last_seen", st.seen)
 	return appendUint(b, "devices", uint64(st.devices))
 }

@@ -143,8 +143,8 @@ func (rc *receipt) append(b []byte, user string) []byte {
 		b = strconv.AppendInt(b, rc.id, 10)
 		b = append(b, '"')
 	}
-	if rc.cid != "" && rc.cid[0] != 0xff { // else the engine's own: clients' are UTF-8
-		b = appendField(b, "cid", rc.cid)
+	if cid := ClientCid(rc.cid); cid != "" {
+		b = appendField(b, "cid", cid)
 	}
 	b = appendField(b, "by", rc.by)
 	b = appendInt(b, "ts", rc.ts)

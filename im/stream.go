@@ -47,12 +47,12 @@ func (s *stream) place(n uint64) uint64 {
 	return n
 }
 
-// number is the number of a message in the stream.
-func (s *stream) number(e store.Entry) uint64 {
-	if s.group != nil {
-		return e.Cseq
+// number is the number of a message in its stream: what is not read from the inbox has no seq.
+func number(e store.Entry) uint64 {
+	if e.Seq != 0 {
+		return e.Seq
 	}
-	return e.Seq
+	return e.Cseq
 }
 
 // goTo has n, or what comes after it, handed over next.
@@ -112,14 +112,6 @@ func (g *groupStream) end(cseq uint64) {
 type source struct {
 	conv  store.Conv // "": the inbox
 	spans []store.Span
-}
-
-// number is the number of an entry of src.
-func (src source) number(e store.Entry) uint64 {
-	if src.conv != "" {
-		return e.Cseq
-	}
-	return e.Seq
 }
 
 func (s *stream) source() source {

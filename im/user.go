@@ -134,13 +134,8 @@ func (e *Engine) markDirty(u *user) {
 
 // deliveredMark is how far user has acknowledged conv, as far as the engine or the store knows.
 func (e *Engine) deliveredMark(name string, conv store.Conv) uint64 {
-	if u := e.user(name); u != nil {
-		u.mu.Lock()
-		v := max(u.delivered[conv], u.flushing.delivered[conv])
-		u.mu.Unlock()
-		if v > 0 {
-			return v
-		}
+	if n := e.unflushedMark(name, conv); n > 0 {
+		return n
 	}
 	c, err := e.store.Conversation(e.ctx, name, conv)
 	if err != nil {

@@ -152,7 +152,7 @@ func (d *device) appendProps(b []byte, e store.Entry, subID int) []byte {
 	b = link.AppendUserProperty(b, "from", e.From)
 	b = link.AppendUserProperty(b, "ts", string(strconv.AppendInt(num[:0], e.TS, 10)))
 	b = link.AppendUserProperty(b, "type", e.Type)
-	if cid := engine.ClientCid(e.Message); cid != "" {
+	if cid := engine.ClientCid(e.Cid); cid != "" {
 		b = link.AppendUserProperty(b, "cid", cid)
 	}
 	if e.ContentType != "" {
