@@ -11,34 +11,36 @@ import (
 const (
 	// acquaintedFor is how long it is remembered that two users share a conversation. That they do not is looked up each
 	// time, so that they see each other from their first message on.
-	acquaintedFor        = 30 * time.Second
-	acquaintedGeneration = 32768 // pairs
+	acquaintedFor = 30 * time.Second
 
 	// maxGroups is how many of a user's groups are looked at, by id, for those that are shared.
 	maxGroups      = 1000
 	membershipPage = 250
 )
 
-// acquaintedCache remembers who shares a conversation with whom. It is bounded like the block lists': two generations.
+// acquaintedCache remembers who shares a conversation with whom. It may be used concurrently.
 type acquaintedCache struct {
 	mu    sync.Mutex
-	young map[[2]string]int64 // a pair, the lesser first → until when, Unix milliseconds
-	old   map[[2]string]int64
+	pairs generations[[2]string, int64] // the lesser first → until when, Unix milliseconds
 }
 
 func (c *acquaintedCache) get(pair [2]string, now int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.young[pair] > now || c.old[pair] > now
+	until, ok := c.pairs.get(pair)
+	return ok && until > now
 }
 
 func (c *acquaintedCache) put(pair [2]string, until int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.young == nil || len(c.young) >= acquaintedGeneration {
-		c.old, c.young = c.young, make(map[[2]string]int64)
-	}
-	c.young[pair] = until
+	c.pairs.put(pair, until)
+}
+
+func (c *acquaintedCache) len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pairs.len()
 }
 
 // acquaintances answers who may see whether a user is there, for many others in a row. It belongs to one goroutine.

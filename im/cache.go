@@ -5,32 +5,56 @@ import (
 	"sync"
 )
 
-// cache remembers what was read from the store. It is bounded: two generations of maps, the older of which is dropped
-// when the younger is full. What is in it is what was durable when last something about it was committed: whoever
-// commits a change has it forgotten before anybody is answered. It may be used concurrently.
-type cache[K comparable, V any] struct {
-	read func(context.Context, K) (V, error)
-	max  int // entries of a generation
-
-	mu         sync.Mutex
-	version    uint64 // counts changes, so that what was read before one is not kept after it
+// generations is a map with a bound: two maps, the older of which is dropped when the younger is full. What is in use
+// stays.
+type generations[K comparable, V any] struct {
+	max        int // entries of a generation
 	young, old map[K]V
 }
 
+func (g *generations[K, V]) get(k K) (V, bool) {
+	v, ok := g.young[k]
+	if !ok {
+		if v, ok = g.old[k]; ok {
+			delete(g.old, k)
+			g.put(k, v)
+		}
+	}
+	return v, ok
+}
+
+func (g *generations[K, V]) put(k K, v V) {
+	if _, ok := g.young[k]; !ok && (g.young == nil || len(g.young) >= g.max) {
+		g.old, g.young = g.young, make(map[K]V)
+	}
+	g.young[k] = v
+}
+
+func (g *generations[K, V]) remove(k K) {
+	delete(g.young, k)
+	delete(g.old, k)
+}
+
+func (g *generations[K, V]) len() int { return len(g.young) + len(g.old) }
+
+// cache remembers what was read from the store. What is in it is what was durable when last something about it was
+// committed: whoever commits a change has it forgotten before anybody is answered. It may be used concurrently.
+type cache[K comparable, V any] struct {
+	read func(context.Context, K) (V, error)
+
+	mu      sync.Mutex
+	version uint64 // counts changes, so that what was read before one is not kept after it
+	entries generations[K, V]
+}
+
 func (c *cache[K, V]) init(max int, read func(context.Context, K) (V, error)) {
-	c.max, c.read = max, read
+	c.entries.max, c.read = max, read
 }
 
 // get returns the value of k, which is shared: it must not be modified.
 func (c *cache[K, V]) get(ctx context.Context, k K) (V, error) {
 	c.mu.Lock()
-	v, ok := c.young[k]
-	if !ok {
-		if v, ok = c.old[k]; ok {
-			delete(c.old, k)
-			c.put(k, v)
-		}
-	}
+	v, ok := c.entries.get(k)
 	version := c.version
 	c.mu.Unlock()
 	if ok {
@@ -43,17 +67,9 @@ func (c *cache[K, V]) get(ctx context.Context, k K) (V, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.version == version {
-		c.put(k, v)
+		c.entries.put(k, v)
 	}
 	return v, nil
-}
-
-// put adds an entry; c.mu is held.
-func (c *cache[K, V]) put(k K, v V) {
-	if _, ok := c.young[k]; !ok && (c.young == nil || len(c.young) >= c.max) {
-		c.old, c.young = c.young, make(map[K]V)
-	}
-	c.young[k] = v
 }
 
 // forget is called when what is behind the keys has changed.
@@ -62,33 +78,36 @@ func (c *cache[K, V]) forget(keys ...K) {
 	defer c.mu.Unlock()
 	c.version++
 	for _, k := range keys {
-		delete(c.young, k)
-		delete(c.old, k)
+		c.entries.remove(k)
 	}
 }
 
 func (c *cache[K, V]) len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.young) + len(c.old)
+	return c.entries.len()
 }
 
 // The most entries that a generation of a cache has; there are two. An entry is some hundred bytes, and of a block list
 // its length.
 const (
-	blockGeneration  = 32768 // users
-	groupGeneration  = 32768 // groups
-	memberGeneration = 65536 // members of groups
+	blockGeneration      = 32768 // users
+	groupGeneration      = 32768 // groups
+	memberGeneration     = 65536 // members of groups
+	acquaintedGeneration = 32768 // pairs of users
 )
 
 // CacheEntries tells how many entries the engine's caches hold, by name: blocks (block lists; at most 65,536), groups (at
-// most 65,536) and members (of groups; at most 131,072).
+// most 65,536), members (of groups; at most 131,072) and acquainted (pairs of users; at most 65,536).
 func (e *Engine) CacheEntries() map[string]func() int {
-	return map[string]func() int{"blocks": e.blocks.len, "groups": e.groups.len, "members": e.members.len}
+	return map[string]func() int{
+		"blocks": e.blocks.len, "groups": e.groups.len, "members": e.members.len, "acquainted": e.acquainted.len,
+	}
 }
 
 func (e *Engine) initCaches() {
 	e.blocks.init(blockGeneration, e.readBlocks)
 	e.groups.init(groupGeneration, e.readStanding)
 	e.members.init(memberGeneration, e.readPart)
+	e.acquainted.pairs.max = acquaintedGeneration
 }

@@ -85,7 +85,7 @@ func (d *Device) cmdRead(c *command, t Ticket) ([]byte, *Error) {
 		b := append([]byte(nil), `{"type":"read"`...)
 		b = appendConv(b, d.u.name, conv)
 		b = append(appendUint(b, "cseq", mark.Cseq), '}')
-		d.u.notify(d.e, Events, b, d)
+		d.u.notify(Events, b, d)
 		return nil
 	})
 }
@@ -329,7 +329,7 @@ func (d *Device) cmdDelete(c *command, t Ticket) ([]byte, *Error) {
 		b.Deletes = append(b.Deletes, del)
 		news.keep(b, []string{d.u.name})
 	}, func() *Error {
-		d.u.notify(d.e, Events, news.event(d.u.name), d)
+		d.u.notify(Events, news.event(d.u.name), d)
 		return nil
 	})
 }

@@ -148,22 +148,29 @@ func (d *Device) cmdGroupCreate(c *command, _ Ticket) ([]byte, *Error) {
 		}
 	}
 	id, _ := conv.Group()
-	for i, users := range parts[1:] { // of a command that was cut off before, those that are not in yet
+	if err := d.fill(id, cid, parts[1:]); err != nil {
+		return nil, err
+	}
+	return d.groupData(id)
+}
+
+// fill adds to a new group the members for whom one message was too short. Of a command that was cut off before, those
+// come in that are not in yet.
+func (d *Device) fill(id, cid string, parts [][]string) *Error {
+	for i, users := range parts {
 		more := d.adding(id, users)
 		if cid != "" {
 			more.cid = cid + "\x00" + strconv.Itoa(i)
 		}
-		if _, done, err := d.doneOnce(more.cid); err != nil || done {
-			if err != nil {
-				return nil, err
-			}
-			continue
+		_, done, err := d.doneOnce(more.cid)
+		if err == nil && !done {
+			err = d.change(more)
 		}
-		if err := d.change(more); err != nil {
-			return nil, err
+		if err != nil {
+			return err
 		}
 	}
-	return d.groupData(id)
+	return nil
 }
 
 // mayCreate says why the group cannot be, before a part of it is made.

@@ -1,7 +1,6 @@
 package im
 
 import (
-	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -344,12 +343,9 @@ func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
 		return nil, rerr
 	}
 	id, _ := conv.Group()
-	g, err := e.store.Group(e.ctx, id)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, errNoGroup(id)
-	}
-	if err != nil {
-		return nil, e.failed("group", err)
+	g, rerr := e.knownGroup(e.ctx, id)
+	if rerr != nil {
+		return nil, rerr
 	}
 	st, err := e.store.Conversation(e.ctx, user, conv) // before the spans: see store.Stream
 	if err != nil {
@@ -478,7 +474,7 @@ func (d *Device) cmdDeviceRemove(c *command, _ Ticket) ([]byte, *Error) {
 func (e *Engine) removeDevice(u *user, id string) {
 	b := append([]byte(nil), `{"type":"device.removed"`...)
 	b = append(appendField(b, "device", id), '}')
-	u.notify(e, Events, b, nil)
+	u.notify(Events, b, nil)
 	var removed *Device
 	u.mu.Lock()
 	u.noteEnded(id)

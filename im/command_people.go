@@ -69,7 +69,7 @@ func (d *Device) tellTyping(to string, conv store.Conv, state []byte) {
 	if len(state) > 0 {
 		b = append(append(b, `,"state":`...), state...)
 	}
-	u.notify(d.e, Events, append(b, '}'), d)
+	u.notify(Events, append(b, '}'), d)
 }
 
 // usersArg reads the command's users.

@@ -169,23 +169,14 @@ func (e *Engine) offer(p *pending, touched *links) {
 			if d.offer(&d.inbox, store.Entry{Seq: ref.Seq, Message: &p.Message}) {
 				touched.add(d)
 			}
-			d.tell(event, touched)
+			if event != nil && d.notify(Events, event) {
+				touched.add(d)
+			}
 		}
 		u.mu.Unlock()
 	}
 	if queued && p.peer != "" {
 		e.receipts.add(e, p.From, receipt{conv: p.Conv, cseq: p.Cseq, id: p.ID, cid: p.Cid, state: "queued", by: p.peer, ts: p.TS})
-	}
-}
-
-// tell sends an event, unless it is nil, to a device that listens. u.mu is held.
-func (d *Device) tell(event []byte, touched *links) {
-	switch {
-	case event == nil || !d.wants(Events):
-	case d.link.Notify(Events, event):
-		touched.add(d)
-	default:
-		d.e.m.Dropped("notification")
 	}
 }
 

@@ -180,9 +180,7 @@ func (d *Device) passOver(s *stream, upto uint64, lost bool) {
 	}
 	b = appendUint(b, "from", from)
 	b = appendUint(b, "to", upto)
-	if !d.link.Notify(Events, append(b, '}')) {
-		d.e.m.Dropped("event")
-	}
+	d.notify(Events, append(b, '}'))
 }
 
 // Ready tells that the link has room again, after Deliver returned false.

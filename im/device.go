@@ -86,9 +86,9 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 		return nil, err
 	}
 	if max := e.cfg.Load().DevicesPerUser; max > 0 && !found {
-		if n, err := e.countDevices(ctx, u); err != nil {
+		if list, err := e.devices(ctx, u); err != nil {
 			return nil, err
-		} else if n >= max {
+		} else if n := len(list); n >= max {
 			return nil, errorf(RateLimited, "user has %d devices already, the limit is %d", n, max)
 		}
 	}
@@ -308,12 +308,6 @@ func (d *Device) User() string { return d.u.name }
 
 // ID is the device's id.
 func (d *Device) ID() string { return d.id }
-
-// countDevices counts the sessions of a user and the devices connected without one.
-func (e *Engine) countDevices(ctx context.Context, u *user) (int, error) {
-	list, err := e.devices(ctx, u)
-	return len(list), err
-}
 
 // devices lists a user's sessions and connected devices as they are now, ordered by id.
 func (e *Engine) devices(ctx context.Context, u *user) ([]deviceState, error) {

@@ -12,11 +12,15 @@
 //   - the deliverer goroutine answers the senders of a committed batch and hands the messages to the devices that
 //     are caught up, while the next batch is being synced;
 //   - a pump goroutine a device, only while the device is behind and has room, reads pages from the log;
-//   - the flusher goroutine writes cursors and watermarks behind; the receipts goroutine merges and sends receipts.
+//   - the flusher goroutine writes cursors and watermarks behind; the receipts and presence goroutines merge and send
+//     what they are named after; another one has the store forget what retention lets go.
+//
+// Rules about groups are decided here, on a version of the group that was read; that it still is the present one is
+// decided by the store, in the commit. So what is cached of groups spares work and decides nothing.
 //
 // Locks: Engine.mu guards who is forgotten, user.mu everything below a user. user.mu is taken inside Engine.mu, never
-// the other way round, and of two users' locks never both. A Link may be called under user.mu and must not call back
-// before it returns.
+// the other way round, and of two users' locks never both; feeds.mu, receipts.mu and presence.mu are taken inside
+// user.mu. A Link may be called under user.mu and must not call back before it returns.
 package im
 
 import (
@@ -168,9 +172,8 @@ func New(st store.Store, cfg Config) *Engine {
 	return e
 }
 
-// Reconfigure replaces the settings that may change while running: window, acknowledgement, and the limits of users
-// and groups.
-// Sizes, of messages and of the queue, and intervals keep their values.
+// Reconfigure replaces the settings that may change while running: window, acknowledgement, recall, and the limits of
+// users and groups. Sizes, of messages and of the queue, and intervals keep their values.
 func (e *Engine) Reconfigure(cfg Config) {
 	cfg = cfg.withDefaults()
 	old := e.cfg.Load()

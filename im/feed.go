@@ -118,7 +118,9 @@ func (e *Engine) offerLarge(p *pending, touched *links) {
 			if g.d.offer(&g.stream, store.Entry{Message: &p.Message}) {
 				touched.add(g.d)
 			}
-			g.d.tell(event, touched)
+			if event != nil && g.d.notify(Events, event) {
+				touched.add(g.d)
+			}
 		}
 		if to != 0 && p.Cseq >= to {
 			e.feeds.remove(g) // what it has not been handed yet it reads from the log

@@ -9,16 +9,25 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// group returns the record of a group that lives; NotFound where there is none, or none any more.
-func (e *Engine) group(ctx context.Context, id string) (store.Group, *Error) {
+// knownGroup returns the record of a group, though it have ended; NotFound where there never was one.
+func (e *Engine) knownGroup(ctx context.Context, id string) (store.Group, *Error) {
 	g, err := e.store.Group(ctx, id)
-	if errors.Is(err, store.ErrNotFound) || err == nil && g.Ended != 0 {
+	if errors.Is(err, store.ErrNotFound) {
 		return g, errNoGroup(id)
 	}
 	if err != nil {
 		return g, e.failed("group", err)
 	}
 	return g, nil
+}
+
+// group is knownGroup for one that lives.
+func (e *Engine) group(ctx context.Context, id string) (store.Group, *Error) {
+	g, err := e.knownGroup(ctx, id)
+	if err == nil && g.Ended != 0 {
+		err = errNoGroup(id)
+	}
+	return g, err
 }
 
 // member returns a user's part in a group, present or past; NoRole and no spans where there is none.
@@ -37,16 +46,13 @@ func (e *Engine) readable(ctx context.Context, user string, conv store.Conv) ([]
 	if !isGroup {
 		return []store.Span{{From: 1}}, nil
 	}
-	g, err := e.store.Group(ctx, id)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, errNoGroup(id)
-	}
+	g, err := e.knownGroup(ctx, id)
 	if err != nil {
-		return nil, e.failed("group", err)
+		return nil, err
 	}
-	m, rerr := e.member(ctx, id, user)
-	if rerr != nil {
-		return nil, rerr
+	m, err := e.member(ctx, id, user)
+	if err != nil {
+		return nil, err
 	}
 	if len(m.Spans) == 0 {
 		return nil, errNotMember(id)

@@ -41,8 +41,8 @@ const (
 // after the connection has ended, when they do nothing.
 type Link interface {
 	// Deliver sends a message in the profile p. It returns false, having sent nothing, when the connection has no
-	// room for it now; the link calls Device.Ready when it has. attempt is 0 for a first delivery. Seq is 0 where the
-	// message is not from the inbox.
+	// room for it now; the link calls Device.Ready when it has. attempt is 0 for a first delivery. e.Seq is 0 where
+	// the message comes from the log of a large group.
 	//
 	// When the peer has taken the message (MQTT: PUBACK, or at QoS 0 the bytes have left) the link calls
 	// Device.Taken with the place that it got here.

@@ -10,45 +10,45 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// change is what the events recall and delete say. Those of whom no device is connected are told when one comes back:
-// a change is also kept as a [store.Notice], in the same durable step as what it tells of.
-type change struct {
+// notice is what the events recall and delete say. Those of whom no device is connected are told when one comes back:
+// it is also kept as a [store.Notice], in the same durable step as what it tells of.
+type notice struct {
 	kind string // recall or delete
 	conv store.Conv
 	rest []byte // members of the event's JSON, each led by a comma
 }
 
 // event is the event as user sees it.
-func (c *change) event(user string) []byte {
+func (n *notice) event(user string) []byte {
 	b := append([]byte(nil), `{"type":`...)
-	b = appendString(b, c.kind)
-	b = appendConv(b, user, c.conv)
-	return append(append(b, c.rest...), '}')
+	b = appendString(b, n.kind)
+	b = appendConv(b, user, n.conv)
+	return append(append(b, n.rest...), '}')
 }
 
-// payload is the change as it is stored: one for all readers, each of whom has an address of its own for the
+// payload is the notice as it is stored: one for all readers, each of whom has an address of its own for the
 // conversation.
-func (c *change) payload() []byte {
-	b := append([]byte(c.kind), '\n')
-	b = append(append(b, c.conv...), '\n')
-	return append(b, c.rest...)
+func (n *notice) payload() []byte {
+	b := append([]byte(n.kind), '\n')
+	b = append(append(b, n.conv...), '\n')
+	return append(b, n.rest...)
 }
 
-func parseChange(payload []byte) (c change, ok bool) {
+func parseNotice(payload []byte) (n notice, ok bool) {
 	kind, rest, ok := bytes.Cut(payload, []byte{'\n'})
 	conv, rest, ok2 := bytes.Cut(rest, []byte{'\n'})
-	return change{kind: string(kind), conv: store.Conv(conv), rest: rest}, ok && ok2
+	return notice{kind: string(kind), conv: store.Conv(conv), rest: rest}, ok && ok2
 }
 
-func recallOf(m *store.Message, by string) change {
+func recallOf(m *store.Message, by string) notice {
 	b := appendUint(nil, "cseq", m.Cseq)
 	b = append(b, `,"id":"`...)
 	b = strconv.AppendInt(b, m.ID, 10)
 	b = appendField(append(b, '"'), "by", by)
-	return change{kind: "recall", conv: m.Conv, rest: appendInt(b, "ts", time.Now().UnixMilli())}
+	return notice{kind: "recall", conv: m.Conv, rest: appendInt(b, "ts", time.Now().UnixMilli())}
 }
 
-func deletionOf(conv store.Conv, cseqs []uint64) change {
+func deletionOf(conv store.Conv, cseqs []uint64) notice {
 	b := []byte(`,"cseqs":[`)
 	for i, n := range cseqs {
 		if i > 0 {
@@ -56,13 +56,13 @@ func deletionOf(conv store.Conv, cseqs []uint64) change {
 		}
 		b = strconv.AppendUint(b, n, 10)
 	}
-	return change{kind: "delete", conv: conv, rest: append(b, ']')}
+	return notice{kind: "delete", conv: conv, rest: append(b, ']')}
 }
 
-// keep adds the notices of a change to a batch, dated by its commit: what is committed before a device has gone is older than
-// the device's last_seen, by no more than the commit takes.
-func (c *change) keep(b *store.Batch, to []string) {
-	p, now := c.payload(), time.Now().UnixMilli()
+// keep adds a notice to a batch, for each of those it is to, dated by its commit: what is committed before a device has
+// gone is older than the device's last_seen, by no more than the commit takes.
+func (n *notice) keep(b *store.Batch, to []string) {
+	p, now := n.payload(), time.Now().UnixMilli()
 	for _, name := range to {
 		b.Notices = append(b.Notices, store.Notice{To: name, TS: now, Payload: p})
 	}
@@ -129,7 +129,7 @@ func (d *Device) sendNotices(to string, since int64) bool {
 			return false
 		}
 		for i := range list {
-			if c, ok := parseChange(list[i].Payload); ok && !d.sendNotice(c.event(d.u.name)) {
+			if n, ok := parseNotice(list[i].Payload); ok && !d.sendNotice(n.event(d.u.name)) {
 				return false
 			}
 		}
@@ -211,28 +211,20 @@ func (a *audience) notices() []string {
 	return a.names
 }
 
-// tell sends the event of a change to the connected devices of its audience.
-func (e *Engine) tell(a *audience, c *change) {
+// tell sends the event of a notice to the connected devices of its audience.
+func (e *Engine) tell(a *audience, n *notice) {
 	if a.large {
-		e.tellLarge(a.conv, c.event(""))
+		event := n.event("")
+		for _, g := range e.feeds.of(a.conv, nil) {
+			if g.d.notify(Events, event) {
+				g.d.link.Kick()
+			}
+		}
 		return
 	}
 	for _, name := range a.names {
 		if u := e.user(name); u != nil && u.events.Load() > 0 {
-			u.notify(e, Events, c.event(name), nil)
-		}
-	}
-}
-
-// tellLarge sends an event to the connected devices that read a large group.
-func (e *Engine) tellLarge(conv store.Conv, event []byte) {
-	for _, g := range e.feeds.of(conv, nil) {
-		switch {
-		case !g.d.wants(Events):
-		case g.d.link.Notify(Events, event):
-			g.d.link.Kick()
-		default:
-			e.m.Dropped("notification")
+			u.notify(Events, n.event(name), nil)
 		}
 	}
 }

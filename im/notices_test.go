@@ -237,7 +237,7 @@ func TestNoticesPaged(t *testing.T) {
 // TestNoticeRendered: one payload, each reader's address.
 func TestNoticeRendered(t *testing.T) {
 	c := deletionOf(store.Direct("alice", "bob"), []uint64{3, 1})
-	got, ok := parseChange(c.payload())
+	got, ok := parseNotice(c.payload())
 	if want := `{"type":"delete","conv":"u/bob","cseqs":[3,1]}`; !ok || string(got.event("alice")) != want {
 		t.Errorf("alice gets %s, want %s", got.event("alice"), want)
 	}
@@ -245,7 +245,7 @@ func TestNoticeRendered(t *testing.T) {
 		t.Errorf("bob gets %s, want %s", got.event("bob"), want)
 	}
 	for _, bad := range []string{"", "delete", "delete\nu/a/b"} {
-		if _, ok := parseChange([]byte(bad)); ok {
+		if _, ok := parseNotice([]byte(bad)); ok {
 			t.Errorf("%q is taken for a change", bad)
 		}
 	}

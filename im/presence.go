@@ -181,10 +181,8 @@ func (p *presence) send(user string) {
 		}
 		b := append([]byte(nil), `{"type":"presence"`...)
 		b = append(st.append(append(b, ',')), '}')
-		if d.link.Notify(Events, b) {
+		if d.notify(Events, b) {
 			d.link.Kick()
-		} else {
-			p.e.m.Dropped("notification")
 		}
 	}
 }

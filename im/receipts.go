@@ -111,7 +111,7 @@ func (e *Engine) sendReceipt(k receiptKey, rc receipt, b []byte) []byte {
 		rc.ts = time.Now().UnixMilli()
 	}
 	b = rc.append(b, k.to)
-	u.notify(e, Receipts, b, nil)
+	u.notify(Receipts, b, nil)
 	e.m.Receipt()
 	return b
 }
@@ -151,19 +151,27 @@ func (rc *receipt) append(b []byte, user string) []byte {
 	return append(b, '}')
 }
 
+// notify sends payload on a channel, if the device listens, and reports whether it did. What finds no room is dropped and
+// counted.
+func (d *Device) notify(c Channel, payload []byte) bool {
+	if !d.wants(c) {
+		return false
+	}
+	sent := d.link.Notify(c, payload)
+	if !sent {
+		d.e.m.Dropped("notification")
+	}
+	return sent
+}
+
 // notify sends payload on a channel to the user's connected devices that listen, but for one.
-func (u *user) notify(e *Engine, c Channel, payload []byte, but *Device) {
+func (u *user) notify(c Channel, payload []byte, but *Device) {
 	u.mu.Lock()
 	var kick [8]*Device
 	list := kick[:0]
 	for _, d := range u.devices {
-		if d == but || !d.wants(c) {
-			continue
-		}
-		if d.link.Notify(c, payload) {
+		if d != but && d.notify(c, payload) {
 			list = append(list, d)
-		} else {
-			e.m.Dropped("notification")
 		}
 	}
 	u.mu.Unlock()
