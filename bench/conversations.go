@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -134,7 +135,7 @@ func (c *ConversationsResult) ask(ctx context.Context, o *Options) error {
 		}
 	})
 	c.Whole = micros(clock() - start)
-	if err = firstOf(err, broken); err != nil {
+	if err = cmp.Or(err, broken); err != nil {
 		return err
 	}
 	// Whether the message that made a group counts as unread is the server's business.

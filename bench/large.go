@@ -147,20 +147,13 @@ func (l *LargeResult) list(ctx context.Context, o *Options, c *caller, want []st
 		last = clock()
 	})
 	if err != nil || broken != nil {
-		return fmt.Errorf("after %d members: %w", len(got), firstOf(err, broken))
+		return fmt.Errorf("after %d members: %w", len(got), cmp.Or(err, broken))
 	}
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
 		return fmt.Errorf("got %d members, want %d, each once and in the order of their names", len(got), len(want))
 	}
 	return nil
-}
-
-func firstOf(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // chat measures two users who talk at chatRate for d, or while do runs. What is wrong with what they get is an error.
@@ -196,7 +189,7 @@ func chat(ctx context.Context, o *Options, suffix string, d time.Duration, do fu
 	r, err := runFlow(ctx, &p, shape{name: "pairs", senders: 1, receivers: 1})
 	cancel(err)
 	wg.Wait()
-	if err = firstOf(failed, err); err == nil {
+	if err = cmp.Or(failed, err); err == nil {
 		err = r.Err()
 	}
 	if err != nil {

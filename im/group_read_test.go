@@ -23,7 +23,7 @@ func (w *world) changeGroup(id, by string, edit func(*store.Change), attach ...s
 	p := &pending{attach: attach}
 	p.Change = &store.Change{Group: g}
 	edit(p.Change)
-	p.Type, p.Encoding, p.Body = "sys.group", store.JSON, []byte(`{"change":"test"}`)
+	p.Type, p.Encoding, p.Body = "sys.group", store.JSON, []byte(`{"change":"test","by":"test"}`)
 	return w.commit(p, id, by, "")
 }
 
@@ -55,13 +55,16 @@ func (w *world) post(id, from, device, body string) uint64 {
 	return w.commit(p, id, from, device)
 }
 
+// commit has a message to a group stored, past the commands, and returns its cseq. It is on its way to the devices then.
 func (w *world) commit(p *pending, id, from, device string) uint64 {
 	w.t.Helper()
 	p.Conv, p.From, p.Device, p.TS = store.GroupConv(id), from, device, time.Now().UnixMilli()
 	if !w.e.queue.put(p) {
 		w.t.Fatal("the engine is closing")
 	}
-	synctest.Wait()
+	if err := w.e.Drain(context.Background()); err != nil {
+		w.t.Fatal(err)
+	}
 	if p.Err != nil {
 		w.t.Fatalf("%s of %s to group %s: %v", p.Type, from, id, p.Err)
 	}
@@ -82,7 +85,7 @@ func (w *world) historyPage(l *fakeLink, args string) (cseqs []uint64, more bool
 	return cseqs, page.More
 }
 
-// TestGroupRights: a stranger is told, a former member reads what it was there for.
+// TestGroupReadingRights: a stranger is told, a former member reads what it was there for.
 func TestGroupReadingRights(t *testing.T) {
 	bubble(t, quietly, func(t *testing.T, w *world) {
 		a, b, eve := w.connect("alice", "a", persistent, IM), w.connect("bob", "b", persistent, IM), w.connect("eve", "e", persistent, IM)
