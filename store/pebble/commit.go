@@ -125,12 +125,12 @@ func (w *writer) build(b *store.Batch) error {
 		}
 	}
 	for _, m := range b.Reads {
-		if err := w.markRead(m); err != nil {
+		if err := w.move(m, readMark); err != nil {
 			return err
 		}
 	}
 	for _, m := range b.Delivered {
-		if err := w.markDelivered(m); err != nil {
+		if err := w.move(m, deliveredMark); err != nil {
 			return err
 		}
 	}

@@ -16,7 +16,7 @@ func (s *Store) change(what string, build func(w *writer) error) error {
 	return pb.Close()
 }
 
-// scan looks at up to maintainTopics values of a table from pos on and returns the keys of those that want says.
+// scan looks at up to maintainValues values of a table from pos on and returns the keys of those that want says.
 func (s *Store) scan(table byte, pos []byte, want func(key, value []byte) bool) (keys [][]byte, next []byte, err error) {
 	if pos == nil {
 		pos = []byte{table}
@@ -28,7 +28,7 @@ func (s *Store) scan(table byte, pos []byte, want func(key, value []byte) bool) 
 	defer it.Close()
 	n := 0
 	for ok := it.First(); ok; ok = it.Next() {
-		if n++; n > maintainTopics {
+		if n++; n > maintainValues {
 			next = slices.Clone(it.Key())
 			break
 		}

@@ -139,7 +139,7 @@ func (s *Store) Memberships(
 		return nil, "", err
 	}
 	defer s.life.RUnlock()
-	it, err := s.names(tabGroup, user)
+	it, err := s.names(tabMembership, user)
 	if err != nil {
 		return nil, "", err
 	}
@@ -147,7 +147,7 @@ func (s *Store) Memberships(
 	if after != "" {
 		after = string(store.GroupConv(after))
 	}
-	for ok := seekAfter(it, tabGroup, user, after); ok; ok = it.Next() {
+	for ok := seekAfter(it, tabMembership, user, after); ok; ok = it.Next() {
 		if len(list) >= limit {
 			return list, list[len(list)-1].Group, nil
 		}
@@ -186,7 +186,7 @@ func (s *Store) Streams(ctx context.Context, k store.DeviceKey) ([]store.Stream,
 		return nil, err
 	}
 	defer s.life.RUnlock()
-	it, err := s.names(tabGroup, k.User)
+	it, err := s.names(tabMembership, k.User)
 	if err != nil {
 		return nil, err
 	}

@@ -9,25 +9,25 @@ import (
 
 // The first byte of a key names its table; doc.go has the list.
 const (
-	tabLog     = 'l'
-	tabChunk   = 'c'
-	tabRecall  = 'w'
-	tabInbox   = 'i'
-	tabFloor   = 'h'
-	tabCid     = 'k'
-	tabRecent  = 'r'
-	tabGroup   = 'g'
-	tabView    = 'v'
-	tabDeleted = 'x'
-	tabBlock   = 'b'
-	tabDevice  = 'd'
-	tabUser    = 'u'
-	tabMeta    = 'm'
-	tabGroups  = 'G'
-	tabMember  = 'M'
-	tabCursor  = 'z'
-	tabOwn     = 'O'
-	tabNotice  = 'N'
+	tabLog         = 'l'
+	tabChunk       = 'c'
+	tabRecall      = 'w'
+	tabInbox       = 'i'
+	tabFloor       = 'h'
+	tabCid         = 'k'
+	tabRecent      = 'r'
+	tabMembership  = 'g'
+	tabView        = 'v'
+	tabDeleted     = 'x'
+	tabBlock       = 'b'
+	tabDevice      = 'd'
+	tabUser        = 'u'
+	tabMeta        = 'm'
+	tabGroupRecord = 'G'
+	tabMember      = 'M'
+	tabCursor      = 'z'
+	tabOwn         = 'O'
+	tabNotice      = 'N'
 
 	tabPubs     = 'p' // ordinary topics: see the second list
 	tabPubRef   = 'f'
@@ -69,7 +69,7 @@ func keyFloor(dst []byte, user string) []byte { return append(append(dst, tabFlo
 
 func keyUser(dst []byte, user string) []byte { return append(append(dst, tabUser), user...) }
 
-func keyGroup(dst []byte, id string) []byte { return append(append(dst, tabGroups), id...) }
+func keyGroup(dst []byte, id string) []byte { return append(append(dst, tabGroupRecord), id...) }
 
 // keyCursors is the start of a device's cursors in large groups.
 func keyCursors(dst []byte, k store.DeviceKey) []byte {

@@ -95,7 +95,7 @@ func (s *Store) directBelow(user string, below uint64, limit int) ([]recent, err
 // groupsBelow lists all groups that the user is or was in and whose newest id for the user is below the given one, in no
 // order: of a group that the user has left it is the id of the message that says so.
 func (s *Store) groupsBelow(user string, below uint64) ([]recent, error) {
-	it, err := s.names(tabGroup, user)
+	it, err := s.names(tabMembership, user)
 	if err != nil {
 		return nil, err
 	}

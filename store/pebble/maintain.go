@@ -15,8 +15,7 @@ import (
 const (
 	maintainInboxes = 256
 	maintainChunks  = 128
-	maintainDevices = 1024
-	maintainTopics  = 1024 // values of each table that is looked at one by one: sessions, notices and so on
+	maintainValues  = 1024 // values of each table that is looked at one by one: sessions, notices and so on
 )
 
 const (
@@ -74,20 +73,22 @@ func (s *Store) Maintain(ctx context.Context, now time.Time) (more bool, err err
 	}
 	m := &s.maint
 	ms := now.UnixMilli()
-	devices, err1 := m.devices.step(func(pos []byte) ([]byte, error) { return s.endSessions(pos, ms) })
-	inboxes, err2 := m.inboxes.step(func(pos []byte) ([]byte, error) { return s.trimInboxes(ctx, pos, ms) })
-	sessions, err4 := m.sessions.step(func(pos []byte) ([]byte, error) { return s.endTopicSessions(pos, ms) })
-	retained, err5 := m.retained.step(func(pos []byte) ([]byte, error) { return s.dropRetained(pos, ms) })
-	notices, err6 := m.notices.step(func(pos []byte) ([]byte, error) { return s.dropNotices(pos, ms) })
-	var history, marks bool
-	var err3, err7 error
+	var errs []error
+	step := func(j *job, run func(pos []byte) (next []byte, err error)) {
+		waiting, err := j.step(run)
+		more, errs = more || waiting, append(errs, err)
+	}
+	step(&m.devices, func(pos []byte) ([]byte, error) { return s.endSessions(pos, ms) })
+	step(&m.inboxes, func(pos []byte) ([]byte, error) { return s.trimInboxes(ctx, pos, ms) })
+	step(&m.sessions, func(pos []byte) ([]byte, error) { return s.endTopicSessions(pos, ms) })
+	step(&m.retained, func(pos []byte) ([]byte, error) { return s.dropRetained(pos, ms) })
+	step(&m.notices, func(pos []byte) ([]byte, error) { return s.dropNotices(pos, ms) })
 	if ttl := s.opts.Retention.HistoryTTL; ttl > 0 {
 		cutoff := now.Add(-ttl).UnixMilli()
-		history, err3 = m.history.step(func(pos []byte) ([]byte, error) { return s.dropChunks(ctx, pos, cutoff) })
-		marks, err7 = m.marks.step(s.dropMarks)
+		step(&m.history, func(pos []byte) ([]byte, error) { return s.dropChunks(ctx, pos, cutoff) })
+		step(&m.marks, s.dropMarks)
 	}
-	more = devices || inboxes || history || marks || notices || sessions || retained
-	return more, errors.Join(err1, err2, err3, err4, err5, err6, err7)
+	return more, errors.Join(errs...)
 }
 
 // dropBuckets removes the buckets of cids that are too old to matter.
@@ -116,35 +117,13 @@ func (s *Store) dropBuckets(now time.Time) error {
 
 // endSessions removes sessions that ended before now (Unix milliseconds).
 func (s *Store) endSessions(pos []byte, now int64) (next []byte, err error) {
-	if pos == nil {
-		pos = []byte{tabDevice}
-	}
-	it, err := s.db.NewIter(&pdb.IterOptions{LowerBound: pos, UpperBound: []byte{tabDevice + 1}})
-	if err != nil {
-		return nil, s.wrap(err, "devices")
-	}
-	defer it.Close()
-	ended := func(v []byte) bool {
+	ended := func(_, v []byte) bool {
 		d, ok := decodeDevice(store.DeviceKey{}, v)
 		return ok && d.Expires != 0 && d.Expires <= now
 	}
-	var keys [][]byte
-	n := 0
-	for ok := it.First(); ok; ok = it.Next() {
-		if n++; n > maintainDevices {
-			next = slices.Clone(it.Key())
-			break
-		}
-		v, err := it.ValueAndErr()
-		if err != nil {
-			return nil, s.wrap(err, "devices")
-		}
-		if ended(v) {
-			keys = append(keys, slices.Clone(it.Key()))
-		}
-	}
-	if err := it.Error(); err != nil || len(keys) == 0 {
-		return next, s.wrap(err, "devices")
+	keys, next, err := s.scan(tabDevice, pos, ended)
+	if err != nil || len(keys) == 0 {
+		return next, err
 	}
 	// Under mu: a session that was taken up again in the meantime stays.
 	s.mu.Lock()
@@ -156,7 +135,7 @@ func (s *Store) endSessions(pos []byte, now int64) (next []byte, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if v == nil || !ended(v) {
+		if v == nil || !ended(k, v) {
 			continue
 		}
 		if err := b.Delete(k, nil); err != nil {

@@ -211,7 +211,7 @@ func (w *writer) changeMember(g *groupHead, m *store.Send, given *store.Member) 
 
 // list writes an entry of a user's list of groups.
 func (w *writer) list(conv store.Conv, user string, flags byte, leftID int64) error {
-	w.key = keyPair(w.key[:0], tabGroup, user, string(conv))
+	w.key = keyPair(w.key[:0], tabMembership, user, string(conv))
 	w.val = append(w.val[:0], flags)
 	if flags&listCurrent == 0 {
 		w.val = appendUvarint(w.val, uint64(leftID))

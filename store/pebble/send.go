@@ -40,7 +40,7 @@ func (w *writer) send(i int, m *store.Send) error {
 		}
 	}
 	for i := range m.Inboxes {
-		h, err := w.member(c, i, m.Inboxes[i].User)
+		h, err := w.recipient(c, i, m.Inboxes[i].User)
 		if err != nil {
 			return err
 		}
@@ -91,18 +91,18 @@ func (w *writer) chunkFor(c *convHead, size int) *openChunk {
 	return ch
 }
 
-// member finds the inbox of the i-th recipient. Messages of one conversation mostly have the same recipients in the
+// recipient finds the inbox of the i-th recipient. Messages of one conversation mostly have the same recipients in the
 // same order: then it costs one comparison.
-func (w *writer) member(c *convHead, i int, user string) (*inboxHead, error) {
-	if i < len(c.members) && c.members[i].user == user {
-		return c.members[i].inbox, nil
+func (w *writer) recipient(c *convHead, i int, user string) (*inboxHead, error) {
+	if i < len(c.recipients) && c.recipients[i].user == user {
+		return c.recipients[i].inbox, nil
 	}
 	h, err := w.inbox(user)
 	if err != nil {
 		return nil, err
 	}
-	if i == len(c.members) {
-		c.members = append(c.members, member{h.user, h})
+	if i == len(c.recipients) {
+		c.recipients = append(c.recipients, recipient{h.user, h})
 	}
 	return h, nil
 }

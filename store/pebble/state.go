@@ -140,28 +140,11 @@ func (w *writer) hideOne(d *store.Delete, v *viewEntry, c *chunk, cseq uint64) e
 	return w.pb.Set(w.key, []byte(mark), nil)
 }
 
-// markRead moves a read watermark forward, to the head at most.
-func (w *writer) markRead(m *store.Mark) error {
-	m.Moved = false
-	c, err := w.conv(m.Conv)
-	if err != nil {
-		return err
-	}
-	v, err := w.view(m.User, m.Conv)
-	if err != nil {
-		return err
-	}
-	to := min(m.Cseq, c.cseq)
-	if to <= v.read {
-		return nil
-	}
-	v.read = to
-	m.Moved = true
-	w.touch(v)
-	return nil
-}
+func readMark(v *view) *uint64      { return &v.read }
+func deliveredMark(v *view) *uint64 { return &v.delivered }
 
-func (w *writer) markDelivered(m *store.Mark) error {
+// move moves a watermark, which of says, forward, to the head at most.
+func (w *writer) move(m *store.Mark, of func(*view) *uint64) error {
 	m.Moved = false
 	c, err := w.conv(m.Conv)
 	if err != nil {
@@ -171,12 +154,11 @@ func (w *writer) markDelivered(m *store.Mark) error {
 	if err != nil {
 		return err
 	}
-	to := min(m.Cseq, c.cseq)
-	if to <= v.delivered {
+	at, to := of(&v.view), min(m.Cseq, c.cseq)
+	if to <= *at {
 		return nil
 	}
-	v.delivered = to
-	m.Moved = true
+	*at, m.Moved = to, true
 	w.touch(v)
 	return nil
 }

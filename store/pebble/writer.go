@@ -61,10 +61,11 @@ type convHead struct {
 	batch   uint64
 	startID int64      // lastID before it: the place in the recency index
 	open    *openChunk // the chunk being filled
-	members []member
+	// recipients of the last message: mostly those of the next
+	recipients []recipient
 }
 
-type member struct {
+type recipient struct {
 	user  string
 	inbox *inboxHead
 }
@@ -248,8 +249,8 @@ func (w *writer) end(ok bool) {
 	}
 	w.chunks = w.chunks[:0]
 	for _, c := range w.touched {
-		clear(c.members)
-		c.members, c.open = c.members[:0], nil
+		clear(c.recipients)
+		c.recipients, c.open = c.recipients[:0], nil
 	}
 	clear(w.lookups)
 	clear(w.found)
