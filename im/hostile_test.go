@@ -76,10 +76,10 @@ func TestFormerMemberHearsNothing(t *testing.T) {
 		owner := w.connect("owner", "o", persistent, IM)
 		b := w.connect("bob", "b", persistent, None)
 		w.create(true, "bob")
-		w.postFrom("owner", "x", "2")
+		w.post("team", "owner", "x", "2")
 		b.dev.Disconnect(false)
 		w.leave("bob")
-		later := w.postFrom("owner", "x", "not for bob")
+		later := w.post("team", "owner", "x", "not for bob")
 		b = w.connect("bob", "b", persistent, None) // it has something to read yet
 		w.ok(owner, nil, "recall", `{"conv":"g/team","cseq":%d}`, later)
 		if got := b.notesOf(Events, ""); len(got) != 0 {
