@@ -27,6 +27,22 @@ func (d *Device) convArg(c *command, cseq bool) (store.Conv, []store.Span, *Erro
 	return conv, spans, err
 }
 
+// message returns a message; NotFound where there is none, or none any more.
+func (e *Engine) message(conv store.Conv, cseq uint64) (*store.Message, *Error) {
+	m, err := e.store.Message(e.ctx, conv, cseq)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, errNoMessage(cseq)
+	}
+	if err != nil {
+		return nil, e.failed("message", err)
+	}
+	return m, nil
+}
+
+func errNoMessage(cseq uint64) *Error {
+	return errorf(NotFound, "you see no message with cseq %d in this conversation", cseq)
+}
+
 // commit has op stored in its turn among the device's messages and answers when it is durable; then runs after.
 func (d *Device) commit(c *command, t Ticket, op func(*store.Batch), then func() *Error) *Error {
 	p := &pending{op: op, cost: 4 * len(c.payload)} // op holds it decoded, and as a notice
@@ -259,9 +275,9 @@ func (d *Device) cmdRecall(c *command, t Ticket) ([]byte, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	m, serr := d.e.store.Message(d.e.ctx, conv, *c.Cseq)
-	if serr != nil {
-		return nil, d.e.failed("message", serr)
+	m, err := d.e.message(conv, *c.Cseq)
+	if err != nil {
+		return nil, err
 	}
 	if err := d.mayRecall(m); err != nil {
 		return nil, err

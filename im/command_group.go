@@ -61,7 +61,7 @@ func (c *command) settings(g *store.Group, body *groupBody) (differs bool, err *
 	}
 	text("name", c.Name, maxGroupName, &g.Name, &body.Name)
 	text("notice", c.Notice, maxGroupNotice, &g.Notice, &body.Notice)
-	choice := func(field string, val *string, said *string, is int, set func(int), names ...string) {
+	choice := func(field string, val *string, said *string, is int, set func(int), names []string) {
 		if val == nil || err != nil {
 			return
 		}
@@ -73,10 +73,10 @@ func (c *command) settings(g *store.Group, body *groupBody) (differs bool, err *
 			*said, differs = *val, true
 		}
 	}
-	choice("join", c.Join, &body.Join, asInt(g.Open), func(i int) { g.Open = i == 1 }, "invite", "open")
-	choice("history", c.History, &body.History, asInt(g.HistoryAll), func(i int) { g.HistoryAll = i == 1 }, "since_join", "all")
+	choice("join", c.Join, &body.Join, asInt(g.Open), func(i int) { g.Open = i == 1 }, joinNames)
+	choice("history", c.History, &body.History, asInt(g.HistoryAll), func(i int) { g.HistoryAll = i == 1 }, historyNames)
 	choice("receipts", c.Receipts, &body.Receipts, int(g.Receipts)-1, func(i int) { g.Receipts = store.ReceiptMode(i + 1) },
-		receiptNames[1:]...)
+		receiptNames[1:])
 	return differs, err
 }
 
@@ -90,6 +90,8 @@ func asInt(b bool) int {
 var (
 	roleNames    = []string{"", "member", "admin", "owner"} // by store.Role
 	receiptNames = []string{"", "all", "counts", "none"}    // by store.ReceiptMode
+	joinNames    = []string{"invite", "open"}               // by store.Group.Open
+	historyNames = []string{"since_join", "all"}            // by store.Group.HistoryAll
 )
 
 // cmdGroupCreate makes a group, whose owner is who asks.
@@ -216,8 +218,8 @@ func appendGroup(b []byte, g *store.Group, m *store.Member) []byte {
 	b = appendField(b, "name", g.Name)
 	b = appendField(b, "notice", g.Notice)
 	b = appendField(b, "kind", kind)
-	b = appendField(b, "join", []string{"invite", "open"}[asInt(g.Open)])
-	b = appendField(b, "history", []string{"since_join", "all"}[asInt(g.HistoryAll)])
+	b = appendField(b, "join", joinNames[asInt(g.Open)])
+	b = appendField(b, "history", historyNames[asInt(g.HistoryAll)])
 	b = appendField(b, "receipts", receiptNames[g.ReceiptMode()])
 	b = appendField(b, "owner", g.Owner)
 	b = appendUint(b, "members", g.MemberCount)

@@ -371,7 +371,7 @@ func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
 	}
 	after = max(after, g.LargeFrom-1)
 	src := source{conv: conv, spans: m.Spans}
-	first := visible(src.spans, after+1)
+	first := nextVisible(src.spans, after+1)
 	var page []store.Entry
 	last, size := after, 0
 	for last < st.Head && len(page) < limit && size < store.PageBytes {

@@ -15,11 +15,11 @@ func (d *Device) cmdReceipts(c *command, _ Ticket) ([]byte, *Error) {
 		return nil, err
 	}
 	if !slices.ContainsFunc(spans, func(s store.Span) bool { return s.Has(*c.Cseq) }) {
-		return nil, errorf(NotFound, "not found")
+		return nil, errNoMessage(*c.Cseq)
 	}
-	m, serr := d.e.store.Message(d.e.ctx, conv, *c.Cseq)
-	if serr != nil {
-		return nil, d.e.failed("message", serr)
+	m, err := d.e.message(conv, *c.Cseq)
+	if err != nil {
+		return nil, err
 	}
 	var rc store.Receipts
 	names := true

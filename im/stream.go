@@ -58,7 +58,7 @@ func number(e store.Entry) uint64 {
 // goTo has n, or what comes after it, handed over next.
 func (s *stream) goTo(n uint64) {
 	if s.group != nil {
-		n = visible(s.group.spans, n)
+		n = nextVisible(s.group.spans, n)
 	}
 	s.next = n
 }
@@ -69,8 +69,8 @@ func (s *stream) skipTo(n uint64) {
 	maps.DeleteFunc(s.early, func(x uint64, _ bool) bool { return x < s.next })
 }
 
-// visible is the first number not below n that lies within one of the spans; n where there is none.
-func visible(spans []store.Span, n uint64) uint64 {
+// nextVisible is the first number not below n that lies within one of the spans; n where there is none.
+func nextVisible(spans []store.Span, n uint64) uint64 {
 	for _, s := range spans {
 		if n < s.From {
 			return s.From
@@ -130,7 +130,7 @@ func (e *Engine) read(
 		page, err = e.store.ReadInbox(ctx, user, after, limit, dst)
 		return page, head, err
 	}
-	r := store.Range{After: visible(src.spans, after+1) - 1, Forward: true, Limit: limit}
+	r := store.Range{After: nextVisible(src.spans, after+1) - 1, Forward: true, Limit: limit}
 	bound = head
 	for _, s := range src.spans {
 		if s.Has(r.After+1) && s.To != 0 {

@@ -1,8 +1,9 @@
 // Package store defines the log that everything else is a cursor over.
 //
 // A driver keeps conversations (one ordered log of messages each), inboxes (one ordered list of references
-// per user), and the small state around them: devices, watermarks, block lists. It assigns the numbers —
-// message ids, cseq, seq — because in a cluster only the store sees every node's writes.
+// per user), groups and who was in them when, and the small state around them: devices, watermarks, block lists. It
+// assigns the numbers — message ids, cseq, seq — and decides who is a member, because in a cluster only the store sees
+// every node's writes.
 //
 // The package knows no MQTT and no wire format. Two rules hold for every driver:
 //
@@ -31,7 +32,7 @@ var (
 	ErrCursor = errors.New("not a cursor")
 	// ErrConflict: the same (sender, cid) was stored with another hash; the first message stands.
 	ErrConflict = errors.New("cid was used for another message")
-	// ErrNotFound: there is no such message, conversation, device or user.
+	// ErrNotFound: there is no such message, conversation, group, device or user.
 	ErrNotFound = errors.New("not found")
 	// ErrCorrupt: stored data failed its checksum or does not decode; the error text names the place.
 	ErrCorrupt = errors.New("stored data is corrupt")
