@@ -278,8 +278,14 @@ func (d *Device) cmdSync(c *command, _ Ticket) ([]byte, *Error) {
 	if rerr != nil {
 		return nil, rerr
 	}
-	if strings.HasPrefix(c.Conv, "g/") { // what users say to each other lies in the inbox
-		return d.syncGroup(c, limit)
+	if id, ok := strings.CutPrefix(c.Conv, "g/"); ok { // all other conversations lie in the inbox
+		g, rerr := d.e.knownGroup(d.e.ctx, id)
+		if rerr != nil {
+			return nil, rerr
+		}
+		if g.LargeFrom != 0 {
+			return d.syncGroup(c, &g, limit)
+		}
 	}
 	d.u.mu.Lock()
 	after := d.inbox.cursor
@@ -336,29 +342,18 @@ func (d *Device) groupsBehind() (b []byte) {
 
 // syncGroup reads a large group's log, as far as the user was there for it. What it had before it was large lies in the
 // inbox.
-func (d *Device) syncGroup(c *command, limit int) ([]byte, *Error) {
-	e, user := d.e, d.u.name
-	conv, rerr := ParseAddress(user, c.Conv)
-	if rerr != nil {
-		return nil, rerr
-	}
-	id, _ := conv.Group()
-	g, rerr := e.knownGroup(e.ctx, id)
-	if rerr != nil {
-		return nil, rerr
-	}
+func (d *Device) syncGroup(c *command, g *store.Group, limit int) ([]byte, *Error) {
+	e, user, conv := d.e, d.u.name, store.GroupConv(g.ID)
 	st, err := e.store.Conversation(e.ctx, user, conv) // before the spans: see store.Stream
 	if err != nil {
 		return nil, e.failed("conversation", err)
 	}
-	m, rerr := e.member(e.ctx, id, user)
+	m, rerr := e.member(e.ctx, g.ID, user)
 	switch {
 	case rerr != nil:
 		return nil, rerr
 	case len(m.Spans) == 0:
-		return nil, errNotMember(id)
-	case g.LargeFrom == 0:
-		return nil, errorf(BadRequest, "conv: group %q is not large; its messages are in the inbox", id)
+		return nil, errNotMember(g.ID)
 	}
 	after := st.Head
 	d.u.mu.Lock()
