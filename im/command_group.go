@@ -122,12 +122,16 @@ func (d *Device) cmdGroupCreate(c *command, _ Ticket) ([]byte, *Error) {
 	ed.large = c.Kind != nil && *c.Kind == "large" || total > cfg.GroupSmallMax
 
 	cid := d.onceCid(c)
+	known, serr := d.e.groups.get(d.e.ctx, g.ID) // before the cid: when this command has made it, that is found
 	conv, done, err := d.doneOnce(cid)
 	if err != nil {
 		return nil, err
 	}
 	if !done {
-		if err := d.mayCreate(&g, total, parts); err != nil {
+		if serr == nil && known.lives { // it costs less to know at once
+			return nil, errorf(Exists, "there is a group %q", g.ID)
+		}
+		if err := d.mayCreate(total, parts); err != nil {
 			return nil, err
 		}
 		create := &groupChange{group: g.ID, cid: cid}
@@ -176,12 +180,9 @@ func (d *Device) fill(id, cid string, parts [][]string) *Error {
 }
 
 // mayCreate says why the group cannot be, before a part of it is made.
-func (d *Device) mayCreate(g *store.Group, total int, parts [][]string) *Error {
+func (d *Device) mayCreate(total int, parts [][]string) *Error {
 	if err := d.e.mayGrow(0, uint64(total)); err != nil {
 		return err
-	}
-	if s, err := d.e.groups.get(d.e.ctx, g.ID); err == nil && s.lives { // it costs less to know at once
-		return errorf(Exists, "there is a group %q", g.ID)
 	}
 	for _, part := range parts {
 		for _, user := range part {

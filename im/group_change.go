@@ -188,6 +188,13 @@ func (d *Device) changeOne(ch *groupChange) (store.Conv, *Error) {
 			return "", err
 		}
 		ed, err := ch.decide(v)
+		if err != nil && ch.cid != "" {
+			// It may be refused because it is done: by the same command on a connection that was cut, which was still
+			// under way when the cid was looked up.
+			if conv, done, derr := d.doneOnce(ch.cid); done || derr != nil {
+				return conv, derr
+			}
+		}
 		if err != nil || ed == nil {
 			return store.GroupConv(ch.group), err
 		}

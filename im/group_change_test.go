@@ -63,6 +63,42 @@ func TestGroupStoreFails(t *testing.T) {
 	})
 }
 
+// TestGroupRepeatedWhileUnderWay: a command that is repeated on a new connection, while the one of the connection that
+// was cut is still being stored, is answered as done.
+func TestGroupRepeatedWhileUnderWay(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		a := w.connect("ann", "a", persistent, IM)
+		for _, cmd := range [][2]string{
+			{"group.create", `{"rid":"1","group":"g","name":"n","members":["bob"]}`},
+			{"group.transfer", `{"rid":"2","group":"g","user":"bob"}`},
+		} {
+			hold := make(chan struct{})
+			w.st.set(func() {
+				w.st.onCommit = func(b *store.Batch, commit func() error) error {
+					if len(b.Sends) > 0 {
+						<-hold
+					}
+					return commit()
+				}
+			})
+			cut := a
+			go cut.start(cmd[0], "%s", cmd[1])
+			synctest.Wait()
+			cut.bye()
+			a = w.connect("ann", "a", persistent, IM)
+			go a.start(cmd[0], "%s", cmd[1])
+			synctest.Wait()
+			close(hold)
+			if r := w.answer(a, a.next); !r.OK {
+				t.Errorf("%s: %v", cmd[0], r.err)
+			}
+		}
+		if g, err := w.st.Group(t.Context(), "g"); err != nil || g.Version != 2 {
+			t.Errorf("%+v, %v", g, err)
+		}
+	})
+}
+
 // TestGroupCidHidden: what makes a command happen once is nobody's business.
 func TestGroupCidHidden(t *testing.T) {
 	bubble(t, quietly, func(t *testing.T, w *world) {
