@@ -3,6 +3,7 @@ package im
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/mqim/mqim/store"
@@ -13,12 +14,17 @@ type truth struct {
 	inbox map[string]map[uint64]*store.Message // user → seq → message, withdrawn ones as Recalled
 	head  map[string]uint64
 	log   map[store.Conv][]*store.Message // as it stands, cseq 1 first
+	group map[store.Conv]*groupTruth
+	gone  map[mark]map[uint64]bool // what a user has deleted of a group
 }
 
 // load reads everything, checking the numbers on the way (I3).
 func (m *model) load() *truth {
 	ctx := context.Background()
-	tr := &truth{map[string]map[uint64]*store.Message{}, map[string]uint64{}, map[store.Conv][]*store.Message{}}
+	tr := &truth{
+		map[string]map[uint64]*store.Message{}, map[string]uint64{}, map[store.Conv][]*store.Message{},
+		map[store.Conv]*groupTruth{}, map[mark]map[uint64]bool{},
+	}
 	must := func(err error) {
 		if err != nil {
 			m.t.Fatalf("seed %d: read the store: %v", m.seed, err)
@@ -48,23 +54,62 @@ func (m *model) load() *truth {
 			conv := store.Direct(user, peer)
 			st, err := m.peb.Conversation(ctx, user, conv)
 			must(err)
-			last := int64(0)
-			for cseq := uint64(1); cseq <= st.Head; cseq++ {
-				msg, err := m.peb.Message(ctx, conv, cseq)
-				must(err)
-				if msg.Cseq != cseq || msg.ID <= last {
-					m.failf("I3: %s: cseq %d has number %d, id %d after %d", conv, cseq, msg.Cseq, msg.ID, last)
-				}
-				last = msg.ID
-				tr.log[conv] = append(tr.log[conv], msg)
-			}
+			must(m.loadLog(tr, conv, st.Head))
+		}
+	}
+	for _, id := range m.groups {
+		conv := store.GroupConv(id)
+		must(m.loadLog(tr, conv, m.logHead(conv)))
+		if len(tr.log[conv]) > 0 {
+			tr.group[conv] = m.replayGroup(tr, conv)
+			must(m.loadDeleted(tr, conv))
 		}
 	}
 	return tr
 }
 
-// check verifies what must hold after a run.
-func (m *model) check() {
+func (m *model) loadLog(tr *truth, conv store.Conv, head uint64) error {
+	last := int64(0)
+	for cseq := uint64(1); cseq <= head; cseq++ {
+		msg, err := m.peb.Message(context.Background(), conv, cseq)
+		if err != nil {
+			return err
+		}
+		if msg.Cseq != cseq || msg.ID <= last {
+			m.failf("I3: %s: cseq %d has number %d, id %d after %d", conv, cseq, msg.Cseq, msg.ID, last)
+		}
+		last = msg.ID
+		tr.log[conv] = append(tr.log[conv], msg)
+	}
+	return nil
+}
+
+// view is what a user has to see through one stream: the inbox, or the log of a large group.
+type view struct {
+	conv store.Conv // "": the inbox
+	head uint64
+	box  map[uint64]*store.Message // by number
+}
+
+func (m *model) views(tr *truth, user string) []view {
+	list := []view{{"", tr.head[user], tr.inbox[user]}}
+	for conv, g := range tr.group {
+		if g.largeFrom == 0 {
+			continue
+		}
+		v := view{conv: conv, box: map[uint64]*store.Message{}}
+		for _, msg := range tr.log[conv][g.largeFrom-1:] {
+			if g.has(user, msg.Cseq) {
+				v.head, v.box[msg.Cseq] = msg.Cseq, msg
+			}
+		}
+		list = append(list, v)
+	}
+	return list
+}
+
+// check verifies what must hold after a run, and returns what there is.
+func (m *model) check() *truth {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	tr := m.load()
@@ -72,6 +117,8 @@ func (m *model) check() {
 	m.checkInboxes(tr)
 	m.checkDeliveries(tr)
 	m.checkMarks(tr)
+	m.checkShown(tr)
+	return tr
 }
 
 // checkSends: what was answered is there, under the numbers that were told (I1), and once.
@@ -83,7 +130,7 @@ func (m *model) checkSends(tr *truth) {
 			if !msg.Recalled {
 				byBody[string(msg.Body)] = append(byBody[string(msg.Body)], msg)
 			}
-			if msg.Cid != "" {
+			if msg.Cid != "" { // the engine's own, too
 				if byCid[msg.From+" "+msg.Cid]++; byCid[msg.From+" "+msg.Cid] > 1 {
 					m.failf("%s's cid %s is stored more than once", msg.From, msg.Cid)
 				}
@@ -91,8 +138,9 @@ func (m *model) checkSends(tr *truth) {
 		}
 	}
 	for _, s := range m.sends {
-		conv := store.Direct(s.from, s.to)
+		conv, _ := ParseAddress(s.from, s.to)
 		log := tr.log[conv]
+		m.checkRefused(tr, s, byBody[s.body])
 		for _, a := range s.answers {
 			if a.Cseq == 0 || a.Cseq > uint64(len(log)) {
 				m.failf("I1: %q was answered with cseq %d, but %s ends at %d", s.body, a.Cseq, conv, len(log))
@@ -112,24 +160,39 @@ func (m *model) checkSends(tr *truth) {
 	}
 }
 
-// checkInboxes: each message lies in the inboxes of both sides, once, in the order of its conversation.
+// inInbox reports whether msg lies in user's inbox.
+func (tr *truth) inInbox(user string, msg *store.Message) bool {
+	if g := tr.group[msg.Conv]; g != nil {
+		return g.has(user, msg.Cseq) && (g.largeFrom == 0 || msg.Cseq < g.largeFrom)
+	}
+	return msg.Conv.Peer(user) != ""
+}
+
+// checkInboxes: each message lies in the inboxes of both sides, of a small group's in those of its members, once, in the
+// order of its conversation.
 func (m *model) checkInboxes(tr *truth) {
 	for user, box := range tr.inbox {
-		next := map[store.Conv]uint64{}
+		got, want := map[store.Conv][]uint64{}, map[store.Conv][]uint64{}
 		lastID := int64(0)
 		for seq := uint64(1); seq <= tr.head[user]; seq++ {
 			msg := box[seq]
 			if msg == nil {
 				continue // said before
 			}
-			if next[msg.Conv]++; msg.Cseq != next[msg.Conv] || msg.ID <= lastID {
-				m.failf("inbox of %s: seq %d is %s %d, want %d", user, seq, msg.Conv, msg.Cseq, next[msg.Conv])
+			got[msg.Conv] = append(got[msg.Conv], msg.Cseq)
+			if msg.ID <= lastID {
+				m.failf("inbox of %s: seq %d has id %d after %d", user, seq, msg.ID, lastID)
 			}
 			lastID = msg.ID
 		}
 		for conv, log := range tr.log {
-			if conv.Peer(user) != "" && next[conv] != uint64(len(log)) {
-				m.failf("inbox of %s has %d of %d messages of %s", user, next[conv], len(log), conv)
+			for _, msg := range log {
+				if tr.inInbox(user, msg) {
+					want[conv] = append(want[conv], msg.Cseq)
+				}
+			}
+			if !slices.Equal(got[conv], want[conv]) {
+				m.failf("inbox of %s has of %s %v, want %v", user, conv, got[conv], want[conv])
 			}
 		}
 	}
@@ -144,109 +207,145 @@ type stand struct {
 }
 
 // checkDeliveries replays what the devices saw: on each connection first deliveries rise (I4) from the cursor or
-// before it, and leave out only what is not for the device or is acknowledged (I2); what was shown is there (I9).
+// before it, and leave out only what is not for the device or is acknowledged (I2); what was shown is there (I9). Each
+// stream stands by itself.
 func (m *model) checkDeliveries(tr *truth) {
-	devs := map[*modelDevice]*stand{}
-	for i := range m.events {
-		ev := &m.events[i]
-		s := devs[ev.dev]
-		if s == nil {
-			s = &stand{}
-			devs[ev.dev] = s
-		}
-		box := tr.inbox[ev.dev.user]
-		// skips reports whether seq may be left out on the way to the device.
-		skips := func(seq uint64) bool {
-			msg := box[seq]
-			return s.acked[seq] || msg == nil || msg.From == ev.dev.user && msg.Device == ev.dev.id || msg.Expires != 0 || msg.Recalled
-		}
-		switch ev.kind {
-		case "connect":
-			if s.acked == nil || ev.fresh { // it starts at the user's cursor, the highest of its devices'
-				s.acked = map[uint64]bool{}
-				for other, o := range devs {
-					if other.user == ev.dev.user {
-						s.cursor = max(s.cursor, min(o.cursor, ev.seq))
-					}
-				}
-			}
-			s.last, s.open = 0, false
-		case "deliver":
-			d := ev.d
-			if msg := box[d.seq]; msg == nil || msg.ID != d.id || msg.Conv != d.conv || msg.Cseq != d.cseq ||
-				!msg.Recalled && !d.recalled && string(msg.Body) != d.body {
-				m.failf("I9: %s/%s was shown %+v, but there is %+v", ev.dev.user, ev.dev.id, d, msg)
-			}
-			if d.attempt > 0 {
-				if d.seq > s.last {
-					m.failf("%s/%s got attempt %d of seq %d, having had %d only", ev.dev.user, ev.dev.id, d.attempt, d.seq, s.last)
-				}
-				continue
-			}
-			if s.open && d.seq <= s.last {
-				m.failf("I4: %s/%s got seq %d after %d", ev.dev.user, ev.dev.id, d.seq, s.last)
-			}
-			from := s.cursor
-			if s.open {
-				from = max(s.last, from)
-			}
-			for seq := from + 1; seq < d.seq; seq++ {
-				if !skips(seq) {
-					m.failf("I2: %s/%s got seq %d and was never sent %d, cursor %d", ev.dev.user, ev.dev.id, d.seq, seq, s.cursor)
-				}
-			}
-			s.last, s.open = d.seq, true
-		case "ack":
-			s.acked[ev.seq] = true
-		case "ackSeq":
-			s.cursor = max(s.cursor, ev.seq)
-		}
-		for seq := s.cursor + 1; seq <= tr.head[ev.dev.user] && skips(seq); seq++ {
-			s.cursor = seq
-		}
-	}
-	// In the end everybody has got everything.
-	for dev, s := range devs {
-		if head := tr.head[dev.user]; s.cursor != head {
-			m.failf("I2: %s/%s has got everything up to %d only, of %d", dev.user, dev.id, s.cursor, head)
+	for _, user := range m.users {
+		for _, v := range m.views(tr, user) {
+			m.replay(tr, user, &v)
 		}
 	}
 }
 
-// checkMarks: watermarks are not ahead of acks and reads, not behind what was answered, and unread counts fit them.
-func (m *model) checkMarks(tr *truth) {
-	ctx := context.Background()
-	for conv, log := range tr.log {
-		a, b, _ := conv.Users()
-		for _, user := range slices.Compact([]string{a, b}) {
-			k := mark{user, conv}
-			st, err := m.peb.Conversation(ctx, user, conv)
-			if err != nil {
-				m.failf("%s: %v", conv, err)
-				continue
-			}
-			if st.Read > m.reads[k] || st.Read < m.readOK[k] {
-				m.failf("%s has read %s up to %d, want %d to %d", user, conv, st.Read, m.readOK[k], m.reads[k])
-			}
-			var atLeast, unread uint64
-			withdrawn := m.withdrawn(tr, user, conv)
-			for _, msg := range log {
-				if msg.From != user && !withdrawn[msg.Cseq] {
-					if msg.Expires == 0 {
-						atLeast = msg.Cseq
-					}
-					if msg.Cseq > st.Read {
-						unread++
-					}
+func (m *model) replay(tr *truth, user string, v *view) {
+	devs := map[*modelDevice]*stand{}
+	for _, dev := range m.devs {
+		if dev.user == user {
+			devs[dev] = &stand{}
+		}
+	}
+	for i := range m.events {
+		ev := &m.events[i]
+		s := devs[ev.dev]
+		if s == nil || ev.kind == "deliver" && (ev.d.seq == 0) != (v.conv != "") {
+			continue
+		}
+		// skips reports whether a number may be left out on the way to the device.
+		skips := func(n uint64) bool {
+			msg := v.box[n]
+			return s.acked[n] || msg == nil || msg.From == user && msg.Device == ev.dev.id || msg.Expires != 0 || msg.Recalled ||
+				tr.gone[mark{user, msg.Conv}][msg.Cseq]
+		}
+		switch conv, n := ev.d.stream(); {
+		case ev.kind == "connect":
+			if s.acked == nil || ev.fresh { // it starts at the user's cursor, the highest of its devices'
+				s.acked = map[uint64]bool{}
+				for _, o := range devs {
+					s.cursor = max(s.cursor, min(o.cursor, ev.heads[v.conv]))
 				}
 			}
-			if st.Delivered > max(m.acked[k], st.Read) || st.Delivered < atLeast {
-				m.failf("%s has got %s up to %d, want %d to %d", user, conv, st.Delivered, atLeast, m.acked[k])
+			s.last, s.open = 0, false
+		case ev.kind == "deliver" && conv == v.conv:
+			m.checkDelivery(ev, v, s, n, skips)
+		case ev.kind == "ack" && ev.conv == v.conv:
+			s.acked[ev.seq] = true
+		case ev.kind == "ackSeq" && ev.conv == v.conv:
+			s.cursor = max(s.cursor, ev.seq)
+		}
+		for n := s.cursor + 1; n <= v.head && skips(n); n++ {
+			s.cursor = n
+		}
+	}
+	// In the end everybody has got everything.
+	for dev, s := range devs {
+		if s.cursor < v.head {
+			m.failf("I2: %s/%s has got everything of %q up to %d only, of %d", user, dev.id, v.conv, s.cursor, v.head)
+		}
+	}
+}
+
+func (m *model) checkDelivery(ev *event, v *view, s *stand, n uint64, skips func(uint64) bool) {
+	d, who := ev.d, ev.dev.user+"/"+ev.dev.id
+	if msg := v.box[n]; msg == nil || msg.ID != d.id || msg.Conv != d.conv || msg.Cseq != d.cseq ||
+		!msg.Recalled && !d.recalled && string(msg.Body) != d.body {
+		m.failf("I9: %s was shown %+v, but there is %+v", who, d, msg)
+	}
+	if d.attempt > 0 {
+		if n > s.last {
+			m.failf("%s got attempt %d of %q %d, having had %d only", who, d.attempt, v.conv, n, s.last)
+		}
+		return
+	}
+	if s.open && n <= s.last {
+		m.failf("I4: %s got %q %d after %d", who, v.conv, n, s.last)
+	}
+	from := s.cursor
+	if s.open {
+		from = max(s.last, from)
+	}
+	for x := from + 1; x < n; x++ {
+		if !skips(x) {
+			m.failf("I2: %s got %q %d and was never sent %d, cursor %d", who, v.conv, n, x, s.cursor)
+		}
+	}
+	s.last, s.open = n, true
+}
+
+// checkMarks: watermarks are not ahead of acks and reads, not behind what was answered, and unread counts fit them.
+func (m *model) checkMarks(tr *truth) {
+	for conv, log := range tr.log {
+		a, b, _ := conv.Users()
+		users := slices.Compact([]string{a, b})
+		if g := tr.group[conv]; g != nil {
+			users = slices.Sorted(maps.Keys(g.spans))
+		}
+		for _, user := range users {
+			m.checkMark(tr, conv, log, user)
+		}
+	}
+}
+
+func (m *model) checkMark(tr *truth, conv store.Conv, log []*store.Message, user string) {
+	k := mark{user, conv}
+	st, err := m.peb.Conversation(context.Background(), user, conv)
+	if err != nil {
+		m.failf("%s: %v", conv, err)
+		return
+	}
+	if st.Read > m.reads[k] || st.Read < m.readOK[k] {
+		m.failf("%s has read %s up to %d, want %d to %d", user, conv, st.Read, m.readOK[k], m.reads[k])
+	}
+	g := tr.group[conv]
+	atMost := max(m.acked[k], st.Read)
+	if g != nil && g.largeFrom != 0 { // that log begins there, or where the user came
+		atMost = max(atMost, g.largeFrom-1, g.spans[user][0].From-1)
+	}
+	var atLeast, unread, head uint64
+	withdrawn := m.withdrawn(tr, user, conv)
+	for _, msg := range log {
+		visible := g == nil || g.has(user, msg.Cseq)
+		if visible {
+			head = msg.Cseq
+		}
+		if news := visible && msg.From != user && !withdrawn[msg.Cseq]; news {
+			if msg.Expires == 0 {
+				atLeast = msg.Cseq
 			}
-			if st.Unread != unread {
-				m.failf("%s has %d unread in %s, want %d", user, st.Unread, conv, unread)
+			if msg.Cseq > st.Read {
+				unread++
 			}
 		}
+		// In the log of a large group the watermark goes on over what is not for the user.
+		if passed := msg.Expires != 0 || !visible || msg.From == user || withdrawn[msg.Cseq]; passed &&
+			g != nil && g.largeFrom != 0 && msg.Cseq == atMost+1 {
+			atMost++
+		}
+	}
+	if st.Delivered > atMost || st.Delivered < atLeast {
+		m.failf("%s has got %s up to %d, want %d to %d", user, conv, st.Delivered, atLeast, atMost)
+	}
+	if st.Unread != unread || st.Head != head {
+		m.failf("%s has %d unread in %s, head %d, want %d, %d", user, st.Unread, conv, st.Head, unread, head)
 	}
 }
 
@@ -255,6 +354,11 @@ func (m *model) withdrawn(tr *truth, user string, conv store.Conv) map[uint64]bo
 	set := map[uint64]bool{}
 	for _, msg := range tr.inbox[user] {
 		if msg.Conv == conv && msg.Recalled {
+			set[msg.Cseq] = true
+		}
+	}
+	for _, msg := range tr.log[conv] {
+		if msg.Recalled || tr.gone[mark{user, conv}][msg.Cseq] {
 			set[msg.Cseq] = true
 		}
 	}

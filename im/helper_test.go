@@ -24,6 +24,7 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 // delivery is a message as a link got it.
 type delivery struct {
 	seq, cseq uint64
+	place     uint64 // set by modelLink
 	id        int64
 	conv      store.Conv
 	from      string

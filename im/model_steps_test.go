@@ -18,11 +18,12 @@ func (m *model) connect(d *modelDevice, clean bool) {
 		m.disconnect(d, clean)
 	}
 	m.mu.Lock()
-	d.session = Session{Persistent: m.r.IntN(4) > 0, Clean: clean}
+	d.session = Session{Persistent: d.always || m.r.IntN(4) > 0, Clean: clean && !d.always}
 	d.profile = []Profile{IM, IM, IM, Plain, Plain, None}[m.r.IntN(6)]
-	fresh := clean || !d.alive
+	fresh := d.session.Clean || !d.alive
 	d.alive = true
-	l := &modelLink{m: m, life: m.life, d: d, room: 1000, isAcked: map[uint64]bool{}, settled: map[uint64]bool{}, tickets: map[Ticket]func([]byte, *Error){}}
+	l := &modelLink{m: m, life: m.life, d: d, room: 1000, isAcked: map[uint64]bool{}, settled: map[uint64]bool{},
+		upTo: map[store.Conv]uint64{}, risen: map[store.Conv]uint64{}, tickets: map[Ticket]func([]byte, *Error){}}
 	if m.r.IntN(5) == 0 {
 		l.room = m.r.IntN(3)
 	}
@@ -41,15 +42,23 @@ func (m *model) connect(d *modelDevice, clean bool) {
 		return
 	}
 	l.dev = dev
+	if d.always && dev.Resumed() == fresh {
+		m.t.Errorf("%s/%s: resumed %v, fresh %v", d.user, d.id, dev.Resumed(), fresh)
+	}
 	box, _ := m.peb.Inbox(context.Background(), d.user)
+	heads := map[store.Conv]uint64{"": box.Head}
+	for _, id := range m.groups {
+		heads[store.GroupConv(id)] = m.logHead(store.GroupConv(id))
+	}
 	m.mu.Lock()
-	m.events[at].seq = box.Head
+	m.events[at].heads = heads
 	m.mu.Unlock()
 	dev.SetProfile(d.profile, everything)
 }
 
 // disconnect ends a connection; end ends the session, too.
 func (m *model) disconnect(d *modelDevice, end bool) {
+	end = end && !d.always
 	l := d.link
 	m.mu.Lock()
 	m.gone(d)
@@ -75,7 +84,7 @@ func (m *model) send(l *modelLink) {
 	}
 	if s == nil {
 		n := len(m.sends)
-		s = &modelSend{from: l.d.user, to: m.users[m.r.IntN(len(m.users))], body: fmt.Sprint("body ", n), ttl: m.r.IntN(12) == 0}
+		s = &modelSend{from: l.d.user, to: m.someone(l.d.user), body: fmt.Sprint("body ", n), ttl: m.r.IntN(12) == 0}
 		if m.r.IntN(4) > 0 {
 			s.cid = fmt.Sprint("c", n)
 		}
@@ -86,7 +95,7 @@ func (m *model) send(l *modelLink) {
 }
 
 func (m *model) transmit(l *modelLink, s *modelSend) {
-	cmd := map[string]any{"rid": "r", "to": "u/" + s.to, "body": s.body}
+	cmd := map[string]any{"rid": "r", "to": s.to, "body": s.body}
 	if s.cid != "" {
 		cmd["cid"] = s.cid
 	}
@@ -94,7 +103,22 @@ func (m *model) transmit(l *modelLink, s *modelSend) {
 		cmd["ttl"] = 3
 	}
 	payload, _ := json.Marshal(cmd)
+	conv, _ := ParseAddress(s.from, s.to)
+	id, isGroup := conv.Group()
+	m.mu.Lock()
+	if s.tries++; s.tries == 1 {
+		s.start = m.logHead(conv)
+	}
+	s.sentAt = time.Now().UnixMilli()
+	try := s.tries
+	m.mu.Unlock()
 	l.command("send", string(payload), func(b []byte, err *Error) {
+		if try == s.tries {
+			s.refused, s.end = "", m.logHead(conv)
+			if err != nil {
+				s.refused, s.refusedAt = err.Code, time.Now().UnixMilli()
+			}
+		}
 		switch {
 		case err == nil:
 			var r struct{ Data sent }
@@ -113,8 +137,11 @@ func (m *model) transmit(l *modelLink, s *modelSend) {
 				m.failf("conflict without cid")
 			}
 			s.done = true
+		case isGroup && (err.Code == NotMember || err.Code == Muted || err.Code == NotFound):
+			m.tally[string(err.Code)]++
+			s.done = true
 		case err.Code != Unavailable:
-			m.failf("send refused: %v", err)
+			m.failf("send to %q refused: %v", id, err)
 		}
 	})
 }
@@ -135,7 +162,7 @@ func (m *model) take(l *modelLink, all bool) {
 			l.unacked = append(l.unacked, d)
 		}
 		m.mu.Unlock()
-		l.dev.Taken(d.seq)
+		l.dev.Taken(d.place)
 		m.settle(l)
 		if !all {
 			return
@@ -143,10 +170,30 @@ func (m *model) take(l *modelLink, all bool) {
 	}
 }
 
+// stream is which of the device's streams d came in, "" the inbox, and its number there.
+func (d *delivery) stream() (store.Conv, uint64) {
+	if d.seq == 0 {
+		return d.conv, d.cseq
+	}
+	return "", d.seq
+}
+
+// noteEvent notes that a user was told of the change of a group; m.mu is held.
+func (m *model) noteEvent(user string, conv store.Conv, payload []byte) {
+	var n struct {
+		Type string
+		Cseq uint64
+	}
+	if json.Unmarshal(payload, &n) == nil && n.Type == "group" {
+		m.shown = append(m.shown, sight{user, conv, n.Cseq})
+	}
+}
+
 // noteAck notes that a message is about to be acknowledged; m.mu is held.
 func (m *model) noteAck(l *modelLink, d delivery) {
-	l.isAcked[d.seq] = true
-	m.events = append(m.events, event{kind: "ack", dev: l.d, seq: d.seq})
+	l.isAcked[d.place] = true
+	conv, n := d.stream()
+	m.events = append(m.events, event{kind: "ack", dev: l.d, conv: conv, seq: n})
 	m.covers(l.d.user, d)
 }
 
@@ -167,8 +214,12 @@ func (m *model) ack(l *modelLink) {
 	}
 	d := l.unacked[m.r.IntN(n)]
 	var payload string
-	hit := func(x delivery) bool { return x.seq == d.seq }
-	switch m.r.IntN(3) {
+	hit := func(x delivery) bool { return x.place == d.place }
+	how := m.r.IntN(3)
+	if d.seq == 0 { // of a large group
+		how = m.r.IntN(2)
+	}
+	switch how {
 	case 0:
 		payload = fmt.Sprintf(`{"ids":["%d"]}`, d.id)
 	case 1:
@@ -176,7 +227,7 @@ func (m *model) ack(l *modelLink) {
 		hit = func(x delivery) bool { return x.conv == d.conv && x.cseq <= d.cseq }
 	default:
 		payload = fmt.Sprintf(`{"seq":%d}`, d.seq)
-		hit = func(x delivery) bool { return x.seq <= d.seq }
+		hit = func(x delivery) bool { return x.seq != 0 && x.seq <= d.seq }
 		m.events = append(m.events, event{kind: "ackSeq", dev: l.d, seq: d.seq})
 	}
 	// What is on its way to the peer has been handed over, and is acknowledged with the others.
@@ -189,7 +240,7 @@ func (m *model) ack(l *modelLink) {
 	}
 	var left []delivery
 	for _, x := range l.unacked {
-		if !l.isAcked[x.seq] {
+		if !l.isAcked[x.place] {
 			left = append(left, x)
 		}
 	}
@@ -229,7 +280,9 @@ func (m *model) sync(l *modelLink) {
 		}
 		for _, x := range r.Data.Messages {
 			last = x.Seq
-			if conv, _ := ParseAddress(l.d.user, x.Conv); ack {
+			conv, _ := ParseAddress(l.d.user, x.Conv)
+			m.shown = append(m.shown, sight{l.d.user, conv, x.Cseq})
+			if ack {
 				m.covers(l.d.user, delivery{conv: conv, cseq: x.Cseq})
 			}
 		}
@@ -267,19 +320,43 @@ func (m *model) setRoom(l *modelLink, n int) {
 	}
 }
 
-// someone's conversation with the device's user, and a number in it.
-func (m *model) someMessage(l *modelLink) (peer string, conv store.Conv, cseq uint64) {
-	peer = m.users[m.r.IntN(len(m.users))]
-	conv = store.Direct(l.d.user, peer)
+// someone is an address: a user's or, where there are groups, rather one of theirs, mostly of one that user is in.
+func (m *model) someone(user string) string {
+	if len(m.groups) > 0 && m.r.IntN(4) > 0 {
+		var id string
+		for range 3 {
+			id = m.groups[m.r.IntN(len(m.groups))]
+			if x, err := m.peb.Member(context.Background(), id, user); err == nil && x.Role != store.NoRole {
+				break
+			}
+		}
+		return "g/" + id
+	}
+	return "u/" + m.users[m.r.IntN(len(m.users))]
+}
+
+// logHead is the highest cseq of a log, whoever may see it.
+func (m *model) logHead(conv store.Conv) uint64 {
+	page, err := m.peb.History(context.Background(), "", conv, store.Range{Limit: 1})
+	if err != nil || len(page) == 0 {
+		return 0
+	}
+	return page[0].Cseq
+}
+
+// someMessage is a conversation of the device's user, and a number in it.
+func (m *model) someMessage(l *modelLink) (addr string, conv store.Conv, cseq uint64) {
+	addr = m.someone(l.d.user)
+	conv, _ = ParseAddress(l.d.user, addr)
 	st, err := m.peb.Conversation(context.Background(), l.d.user, conv)
 	if err != nil || st.Head == 0 {
-		return peer, conv, 0
+		return addr, conv, 0
 	}
-	return peer, conv, 1 + m.r.Uint64N(st.Head)
+	return addr, conv, 1 + m.r.Uint64N(st.Head)
 }
 
 func (m *model) read(l *modelLink) {
-	peer, conv, cseq := m.someMessage(l)
+	addr, conv, cseq := m.someMessage(l)
 	if cseq == 0 {
 		return
 	}
@@ -287,7 +364,7 @@ func (m *model) read(l *modelLink) {
 	m.mu.Lock()
 	m.reads[k] = max(m.reads[k], cseq)
 	m.mu.Unlock()
-	l.command("read", fmt.Sprintf(`{"conv":"u/%s","cseq":%d}`, peer, cseq), func(_ []byte, err *Error) {
+	l.command("read", fmt.Sprintf(`{"conv":%q,"cseq":%d}`, addr, cseq), func(_ []byte, err *Error) {
 		if err == nil {
 			m.readOK[k] = max(m.readOK[k], cseq)
 		}
@@ -296,15 +373,33 @@ func (m *model) read(l *modelLink) {
 
 // withdraw recalls a message of one's own, or deletes any.
 func (m *model) withdraw(l *modelLink) {
-	peer, _, cseq := m.someMessage(l)
+	addr, conv, cseq := m.someMessage(l)
 	if cseq == 0 {
 		return
 	}
-	name, payload := "recall", fmt.Sprintf(`{"conv":"u/%s","cseq":%d}`, peer, cseq)
+	name, payload := "recall", fmt.Sprintf(`{"conv":%q,"cseq":%d}`, addr, cseq)
 	if m.r.IntN(2) == 0 {
-		name, payload = "delete", fmt.Sprintf(`{"conv":"u/%s","cseqs":[%d]}`, peer, cseq)
+		name, payload = "delete", fmt.Sprintf(`{"conv":%q,"cseqs":[%d]}`, addr, cseq)
 	}
-	l.command(name, payload, func([]byte, *Error) { m.tally[name]++ })
+	at := sight{l.d.user, conv, cseq}
+	m.mu.Lock()
+	if name == "delete" {
+		if !m.asked[at] {
+			m.asked[at] = false
+		}
+	}
+	m.mu.Unlock()
+	l.command(name, payload, func(_ []byte, err *Error) {
+		if err != nil {
+			return
+		}
+		m.tally[name]++
+		if name == "delete" {
+			m.asked[at] = true
+		} else {
+			m.recall[sight{conv: conv, cseq: cseq}] = true
+		}
+	})
 }
 
 // heal ends all faults, connects everybody, repeats what was not answered, and takes and acknowledges everything.

@@ -34,19 +34,30 @@ type model struct {
 	st  *faultStore
 	e   *Engine
 
-	users []string
-	devs  []*modelDevice
+	users  []string
+	groups []string // none where the run is of users alone
+	devs   []*modelDevice
 
-	mu     sync.Mutex // guards what follows
-	life   int        // counts crashes: what comes from an earlier life was never sent
+	mu     sync.Mutex     // guards what follows
+	life   int            // counts crashes: what comes from an earlier life was never sent
+	ends   map[int64]bool // when they were, Unix milliseconds
 	events []event
 	sends  []*modelSend
+	shown  []sight
+	told   []sight         // receipts of groups
+	asked  map[sight]bool  // messages that user wants deleted; whether that was answered
+	recall map[sight]bool  // messages whose recall was answered
 	acked  map[mark]uint64 // (user, conv) → highest cseq that a device of user may have acknowledged
 	reads  map[mark]uint64 // highest cseq that user asked to be marked as read
 	readOK map[mark]uint64 // and was told is
 	wrong  []string        // what broke a rule at once
 	tally  map[string]int
+
+	between func(*modelLink) // what a process dies in the middle of
 }
+
+// modelSmall is Config.GroupSmallMax: groups grow beyond it easily.
+const modelSmall = 3
 
 type mark struct {
 	user string
@@ -60,11 +71,25 @@ type event struct {
 	fresh bool // connect: the session is a new one
 	plain bool
 	d     delivery
-	seq   uint64 // connect: the head of the inbox then
+	conv  store.Conv            // ackSeq, ack: the large group, "": the inbox
+	seq   uint64                // and the number there
+	heads map[store.Conv]uint64 // connect: of those, then
+}
+
+// sight is a message that a user has been shown, or wants to be rid of.
+type sight struct {
+	user string
+	conv store.Conv
+	cseq uint64
 }
 
 type modelSend struct {
-	from, to, cid, body string
+	from, to, cid, body string // to is an address
+	tries               int
+	start, end          uint64 // the group's log ended there when it was sent the first time, and when it was answered
+	sentAt              int64  // the last time, Unix milliseconds
+	refused             Code   // what the last try was answered with
+	refusedAt           int64
 	ttl                 bool
 	answers             []sent
 	conflict            bool
@@ -78,6 +103,7 @@ type modelDevice struct {
 	profile  Profile
 	link     *modelLink
 	alive    bool // it has a session, as far as it knows
+	always   bool // from the beginning to the end
 }
 
 // modelLink is one connection.
@@ -91,8 +117,10 @@ type modelLink struct {
 	over    bool // closed by the engine
 	untaken []delivery
 	unacked []delivery
-	isAcked map[uint64]bool // acknowledged
-	settled map[uint64]bool // and the engine has it
+	isAcked map[uint64]bool       // places that are acknowledged
+	settled map[uint64]bool       // and the engine has it
+	upTo    map[store.Conv]uint64 // large groups are acknowledged so far, and the engine has it
+	risen   map[store.Conv]uint64 // highest cseq of the first deliveries
 	tickets map[Ticket]func(b []byte, err *Error)
 	last    Ticket
 }
@@ -115,12 +143,17 @@ func (l *modelLink) Deliver(e store.Entry, place uint64, p Profile, attempt int)
 		l.room--
 		ok = true
 		d := delivery{
-			seq: e.Seq, cseq: e.Cseq, id: e.ID, conv: e.Conv, from: e.From, body: string(e.Body), attempt: attempt,
+			seq: e.Seq, cseq: e.Cseq, place: place, id: e.ID, conv: e.Conv, from: e.From, body: string(e.Body), attempt: attempt,
 			recalled: e.Recalled, profile: p,
 		}
-		if l.settled[d.seq] {
-			l.m.failf("%s/%s got seq %d (attempt %d) after acknowledging it", l.d.user, l.d.id, d.seq, attempt)
+		if l.settled[place] || e.Seq == 0 && e.Cseq <= l.upTo[e.Conv] {
+			l.m.failf("%s/%s got %s %d, seq %d (attempt %d) after acknowledging it", l.d.user, l.d.id, e.Conv, e.Cseq, e.Seq, attempt)
 		}
+		if attempt == 0 && e.Cseq <= l.risen[e.Conv] {
+			l.m.failf("%s/%s got %s %d after %d", l.d.user, l.d.id, e.Conv, e.Cseq, l.risen[e.Conv])
+		}
+		l.risen[e.Conv] = max(l.risen[e.Conv], e.Cseq)
+		l.m.shown = append(l.m.shown, sight{l.d.user, e.Conv, e.Cseq})
 		l.m.events = append(l.m.events, event{kind: "deliver", dev: l.d, plain: p == Plain, d: d})
 		l.m.tally["deliver"]++
 		if attempt > 0 {
@@ -149,11 +182,23 @@ func (l *modelLink) Notify(c Channel, payload []byte) bool {
 			State, Conv, By string
 			Cseq            uint64
 		}
-		if c != Receipts || json.Unmarshal(payload, &n) != nil {
+		if json.Unmarshal(payload, &n) != nil {
+			return // presence: state is no string
+		}
+		conv, err := ParseAddress(l.d.user, n.Conv)
+		if c != Receipts {
+			l.m.noteEvent(l.d.user, conv, payload)
 			return
 		}
+		if err != nil {
+			l.m.failf("receipt %s: %v", payload, err)
+		}
 		l.m.tally["receipt"]++
-		k := mark{n.By, store.Direct(l.d.user, n.By)}
+		k := mark{n.By, conv}
+		if _, ok := conv.Group(); ok {
+			l.m.tally["group receipt"]++
+			l.m.told = append(l.m.told, sight{l.d.user, conv, n.Cseq})
+		}
 		if limit := map[string]uint64{"delivered": l.m.acked[k], "read": l.m.reads[k], "queued": n.Cseq}[n.State]; n.Cseq > limit {
 			l.m.failf("%s was told %s is %s up to %d by %s, who did so up to %d", l.d.user, n.Conv, n.State, n.Cseq, n.By, limit)
 		}
@@ -217,11 +262,17 @@ func TestModel(t *testing.T) {
 	}
 }
 
-func runModel(t *testing.T, seed uint64, steps int) map[string]int {
-	m := &model{
+func newModel(t *testing.T, seed uint64) *model {
+	return &model{
 		t: t, seed: seed, r: rand.New(rand.NewPCG(seed, 1)), fs: vfs.NewCrashableMem(),
 		acked: map[mark]uint64{}, reads: map[mark]uint64{}, readOK: map[mark]uint64{}, tally: map[string]int{},
+		asked: map[sight]bool{}, recall: map[sight]bool{}, ends: map[int64]bool{},
 	}
+}
+
+func runModel(t *testing.T, seed uint64, steps int) map[string]int {
+	m := newModel(t, seed)
+	m.between = m.send
 	for i := range 3 + m.r.IntN(3) {
 		user := fmt.Sprint("u", i)
 		m.users = append(m.users, user)
@@ -239,21 +290,27 @@ func runModel(t *testing.T, seed uint64, steps int) map[string]int {
 	m.heal()
 	m.check()
 	m.close()
+	m.report()
+	return m.tally
+}
+
+// report says what was wrong, and then what had happened.
+func (m *model) report() {
+	t := m.t
 	for _, s := range m.wrong {
-		t.Errorf("seed %d: %s", seed, s)
+		t.Errorf("seed %d: %s", m.seed, s)
 	}
 	if t.Failed() {
 		for _, ev := range m.events {
-			t.Logf("%s/%s %s fresh %v seq %d, %+v", ev.dev.user, ev.dev.id, ev.kind, ev.fresh, ev.seq, ev.d)
+			t.Logf("%s/%s %s fresh %v %s %d, %+v", ev.dev.user, ev.dev.id, ev.kind, ev.fresh, ev.conv, ev.seq, ev.d)
 		}
 	}
-	return m.tally
 }
 
 func (m *model) open() {
 	m.peb = openStore(m.t, m.fs, store.Retention{}, nil)
 	m.st = &faultStore{Store: m.peb}
-	m.e = New(m.st, Config{Window: 4, AckTimeout: 5 * time.Second, MaxAttempts: 3, QueueMessages: 4, Log: quiet})
+	m.e = New(m.st, Config{Window: 4, AckTimeout: 5 * time.Second, MaxAttempts: 3, QueueMessages: 4, GroupSmallMax: modelSmall, Log: quiet})
 }
 
 func (m *model) close() {
@@ -266,6 +323,7 @@ func (m *model) close() {
 func (m *model) crash() {
 	m.mu.Lock()
 	m.life++
+	m.ends[time.Now().UnixMilli()] = true
 	m.tally["crash"]++
 	percent := []int{0, 50, 100}[m.r.IntN(3)]
 	fs := m.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: m.r})
@@ -391,7 +449,7 @@ func (m *model) faults() {
 			}
 		})
 		if l := m.connected(); l != nil {
-			m.send(l)
+			m.between(l)
 			select {
 			case <-arrived:
 			case <-time.After(time.Second):
@@ -403,6 +461,10 @@ func (m *model) faults() {
 		return
 	}
 	m.st.set(func() {
+		m.st.onStream = nil
+		if kind == 0 { // a device connects while groups change
+			m.st.onStream = func(store.DeviceKey) { time.Sleep(time.Millisecond) }
+		}
 		m.st.onCommit = func(b *store.Batch, commit func() error) error {
 			switch {
 			case kind == 0:
