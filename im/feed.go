@@ -30,8 +30,8 @@ type feeds struct {
 func (f *feeds) init() { f.m = map[store.Conv]*feed{} }
 
 // add has messages offered to g from now on. mode is what is known of the group's; sure says that it is no older than
-// what the deliverer is at. u.mu is held.
-func (f *feeds) add(g *groupStream, mode store.ReceiptMode, sure bool) {
+// what the deliverer is at. It returns false where they are already. u.mu is held.
+func (f *feeds) add(g *groupStream, mode store.ReceiptMode, sure bool) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	x := f.m[g.conv]
@@ -45,10 +45,11 @@ func (f *feeds) add(g *groupStream, mode store.ReceiptMode, sure bool) {
 		x.mode.Store(uint32(mode))
 	}
 	if g.at >= 0 {
-		return
+		return false
 	}
 	g.feed, g.at = x, len(x.streams)
 	x.streams = append(x.streams, g)
+	return true
 }
 
 // remove ends what add began.
@@ -160,13 +161,13 @@ func (e *Engine) followUser(name string, p *pending, spans []store.Span, mode st
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, d := range u.devices {
-		if d.loading {
-			d.reload = true // where it begins stands in the store
-			continue
-		}
 		if g := d.group(p.Conv); g != nil {
 			g.learn(spans, p.Cseq-1)
 			e.feeds.add(g, mode, true)
+			continue
+		}
+		if d.loading {
+			d.reload = true // where it begins stands in the store; once a group, so that loading comes to an end
 			continue
 		}
 		// What the user was there for before, this device has seen: else it had the stream.
@@ -197,12 +198,15 @@ func (d *Device) attach(
 }
 
 // follow has the device offered what is said in a group and told what becomes of it. Whoever has left is not, once the
-// message that says so is durable: what is left to read is read from the log. u.mu is held.
-func (d *Device) follow(g *groupStream, mode store.ReceiptMode, sure bool) {
-	d.e.feeds.add(g, mode, sure)
+// message that says so is durable: what is left to read is read from the log. It reports whether the device was not
+// offered it before. u.mu is held.
+func (d *Device) follow(g *groupStream, mode store.ReceiptMode, sure bool) (news bool) {
+	news = d.e.feeds.add(g, mode, sure)
 	if to := g.spans[len(g.spans)-1].To; to != 0 && g.head >= to {
 		d.e.feeds.remove(g)
+		return false
 	}
+	return news
 }
 
 // streamsOf are the large groups of a device, with what is not flushed of the user's watermarks.
@@ -269,7 +273,9 @@ func (d *Device) meet(list []store.Stream, places []store.Cursor) (news bool) {
 		st := &list[i]
 		if g := known[st.Conv]; g != nil {
 			g.learn(st.Spans, st.Head)
-			d.follow(g, st.Mode, true)
+			if d.follow(g, st.Mode, true) {
+				news = true
+			}
 			continue
 		}
 		after := st.Delivered

@@ -235,3 +235,68 @@ func TestQueueCountsInboxes(t *testing.T) {
 		}
 	})
 }
+
+// TestConnectWhileFlapping: an admin who adds and removes a user all the time does not keep its devices from connecting,
+// and they get what they are to see.
+func TestConnectWhileFlapping(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		w.create(true)
+		rounds, in, last := 0, false, uint64(0)
+		w.st.set(func() {
+			w.st.onStream = func(store.DeviceKey) {
+				if rounds++; rounds > 20 {
+					return
+				}
+				if in = !in; in {
+					last = w.join("bob")
+				} else {
+					last = w.leave("bob")
+				}
+			}
+		})
+		b := w.connect("bob", "b", Session{}, IM)
+		if rounds > 5 {
+			t.Errorf("the groups of a device that connects were read %d times", rounds)
+		}
+		w.st.set(func() { w.st.onStream = nil })
+		if !in {
+			last = w.join("bob")
+		}
+		synctest.Wait()
+		var got []uint64
+		for _, d := range b.deliveries() {
+			got = append(got, d.cseq)
+		}
+		if want := span(2, last); !slices.Equal(got, want) {
+			t.Errorf("bob gets %v, want %v", got, want)
+		}
+	})
+}
+
+// TestConnectWhileComingBack: what is said while a device connects whose user has left a group and comes back to it.
+func TestConnectWhileComingBack(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		w.create(true, "bob") // 1
+		w.leave("bob")        // 2
+		round := 0
+		w.st.set(func() {
+			w.st.onStream = func(store.DeviceKey) {
+				switch round++; round {
+				case 1:
+					w.join("bob") // 3
+				case 2:
+					w.postTeam("owner", "4")
+				}
+			}
+		})
+		b := w.connect("bob", "b", Session{}, IM)
+		synctest.Wait()
+		var got []uint64
+		for _, d := range b.deliveries() {
+			got = append(got, d.cseq)
+		}
+		if want := span(1, 4); !slices.Equal(got, want) {
+			t.Errorf("bob gets %v, want %v", got, want)
+		}
+	})
+}
