@@ -387,7 +387,7 @@ func (d *Device) syncGroup(c *command, g *store.Group, limit int) ([]byte, *Erro
 	if len(page) > 0 {
 		gone = page[0].Cseq - 1
 	}
-	if gone >= first && e.lost(e.ctx, src, first-1) {
+	if after < st.Head && gone >= first && e.lost(e.ctx, src, first-1) {
 		b = appendTrimmed(b, first, gone)
 	}
 	return append(b, '}'), nil

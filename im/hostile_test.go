@@ -300,3 +300,35 @@ func TestConnectWhileComingBack(t *testing.T) {
 		}
 	})
 }
+
+// TestSyncFromTheEnd: whatever a client has sync begin with, it is answered, and nothing comes from behind the end.
+func TestSyncFromTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, quietly, store.Retention{HistoryTTL: time.Hour})
+		b := w.connect("bob", "b", persistent, None)
+		w.sendMany(b, "bob", 1, 3)
+		w.create(true, "bob")
+		w.postTeam("owner", "gone")
+		time.Sleep(2 * time.Hour)
+		w.postTeam("owner", "there")
+		if _, err := w.st.Maintain(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		for _, after := range []uint64{1, 4, 5, 1 << 63, 1<<64 - 2, 1<<64 - 1} {
+			for _, conv := range []string{`"conv":"g/team",`, ``} {
+				var page struct {
+					Messages []struct{ Cseq uint64 }
+					Next     uint64
+					Trimmed  *struct{ From, To uint64 }
+				}
+				w.ok(b, &page, "sync", `{"rid":"s",%s"after":%d}`, conv, after)
+				if after < 4 {
+					continue
+				}
+				if len(page.Messages) != 0 || page.Next != after || page.Trimmed != nil {
+					t.Errorf("sync %s after %d: %+v", conv, after, page)
+				}
+			}
+		}
+	})
+}

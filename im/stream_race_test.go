@@ -1,12 +1,7 @@
 package im
 
 import (
-	"math/rand/v2"
-	"slices"
-	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/mqim/mqim/store"
 )

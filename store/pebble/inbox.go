@@ -161,11 +161,11 @@ func (s *Store) ReadInbox(
 	if err != nil {
 		return dst, err
 	}
-	p := page{s: s, user: user, next: max(after, b.Trimmed) + 1, limit: limit, dst: dst}
-	defer p.close()
-	if p.next > b.Head {
+	if max(after, b.Trimmed) >= b.Head {
 		return dst, nil
 	}
+	p := page{s: s, user: user, next: max(after, b.Trimmed) + 1, limit: limit, dst: dst}
+	defer p.close()
 	ok := it.SeekLT(keyNum(nil, tabInbox, user, p.next+1))
 	if !ok {
 		ok = it.First()
