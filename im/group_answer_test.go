@@ -226,7 +226,11 @@ func (m *groupModel) checkReceipts(tr *truth, l *modelLink, g *groupTruth) {
 		By              []string `json:"delivered_by"`
 	}
 	code, _ := m.query(l, "receipts", map[string]any{"conv": "g/" + g.id, "cseq": msg.Cseq}, &r)
-	if s.receipts == "none" && code == Forbidden {
+	switch present := s.role[l.d.user] != store.NoRole; {
+	case !present && code != NotMember:
+		m.failf("receipts of %s %d for %s, who has left: %s", conv, msg.Cseq, l.d.user, code)
+		return
+	case !present, s.receipts == "none" && code == Forbidden:
 		return
 	}
 	n := func(list []string) uint64 { return uint64(len(list)) }

@@ -41,8 +41,12 @@ func (g *groupTruth) has(user string, cseq uint64) bool {
 func (g *groupTruth) last() *groupState { return &g.states[len(g.states)-1] }
 
 // seen lists the states that a refusal may have come from: those that the group had while its log grew from a cseq to
-// another, and the next, which the store may show a moment before it is durable.
+// another, the next, which the store may show a moment before it is durable, and the one before, which is remembered until
+// the change is answered.
 func (g *groupTruth) seen(from, to uint64) []groupState {
+	if i := slices.IndexFunc(g.states, func(s groupState) bool { return s.cseq >= g.at(from, from)[0].cseq }); i > 0 {
+		from = g.states[i-1].cseq
+	}
 	states := g.at(from, to)
 	if i := slices.IndexFunc(g.states, func(s groupState) bool { return s.cseq > to }); i > 0 {
 		states = g.at(from, g.states[i].cseq)
@@ -331,8 +335,7 @@ func (m *model) checkRefused(tr *truth, s *modelSend, there []*store.Message) {
 	default:
 		return
 	}
-	// An earlier one of the same may be under way when it is muted.
-	if len(there) > 0 && (s.refused != Muted || s.tries == 1) && s.cid != "" && !s.conflict {
+	if len(there) > 0 && s.cid != "" && !s.conflict {
 		m.failf("%q to %s was refused: %s; but is there", s.body, s.to, s.refused)
 	}
 	if m.ends[s.refusedAt] {

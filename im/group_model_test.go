@@ -342,7 +342,11 @@ func (m *groupModel) syncGroup(l *modelLink) {
 		}
 		m.tally["large sync"]++
 		for _, x := range r.Data.Messages {
-			if x.Seq != 0 || x.Cseq <= last {
+			if x.Seq != 0 { // the group is small: this is the inbox
+				last = 0
+				return
+			}
+			if x.Cseq <= last {
 				m.failf("sync of %s by %s: %s", conv, l.d.user, b)
 			}
 			last = x.Cseq

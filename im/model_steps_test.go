@@ -112,7 +112,7 @@ func (m *model) transmit(l *modelLink, s *modelSend) {
 	s.sentAt = time.Now().UnixMilli()
 	try := s.tries
 	m.mu.Unlock()
-	l.command("send", string(payload), func(b []byte, err *Error) {
+	answer := func(b []byte, err *Error) {
 		if try == s.tries {
 			s.refused, s.end = "", m.logHead(conv)
 			if err != nil {
@@ -143,7 +143,16 @@ func (m *model) transmit(l *modelLink, s *modelSend) {
 		case err.Code != Unavailable:
 			m.failf("send to %q refused: %v", id, err)
 		}
-	})
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.command("send", string(payload), answer)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Nanosecond): // it waits for the store, which may hang
+	}
 }
 
 // take has the peer take what was delivered, all of it or the first. In the plain profile that acknowledges.

@@ -167,9 +167,28 @@ func (d *Device) prepare(p *pending, addr string, ttl int64) *Error {
 	return nil
 }
 
-// entitled says why the sender may not write to the conversation, as far as is known before the message is stored.
+// entitled says why the sender may not write to the conversation, as far as is known before the message is stored. One that
+// was stored before its sender lost the right is answered again.
 func (d *Device) entitled(p *pending) *Error {
 	e := d.e
+	err := e.mayWrite(p)
+	if err == nil || err.Code == Unavailable || p.Cid == "" {
+		return err
+	}
+	if derr := e.Drain(e.ctx); derr != nil { // the first try may be on its way into the store still
+		return errUnavailable
+	}
+	_, _, ok, serr := e.store.Sent(e.ctx, p.From, p.Cid)
+	switch {
+	case serr != nil:
+		return e.failed("cid", serr)
+	case ok:
+		return nil
+	}
+	return err
+}
+
+func (e *Engine) mayWrite(p *pending) *Error {
 	switch p.peer {
 	case p.From:
 		return nil
@@ -177,14 +196,6 @@ func (d *Device) entitled(p *pending) *Error {
 		id, _ := p.Conv.Group()
 		g, err := e.maySend(id, p.From)
 		p.cost = inboxBytes * g.inboxes
-		if err != nil && err.Code != Unavailable && p.Cid != "" {
-			// A message that was stored before its sender lost the right is answered again.
-			if _, _, ok, serr := e.store.Sent(e.ctx, p.From, p.Cid); serr != nil {
-				return e.failed("cid", serr)
-			} else if ok {
-				return nil
-			}
-		}
 		return err
 	}
 	blocked, err := e.blocked(e.ctx, p.peer, p.From)
