@@ -90,6 +90,7 @@ func (d *Device) cmdPresenceGet(c *command, _ Ticket) ([]byte, *Error) {
 	if err := c.usersArg(); err != nil {
 		return nil, err
 	}
+	defer d.e.walk()()
 	b := []byte{'['}
 	mine := d.e.acquaintances(d.u.name)
 	for i, name := range c.Users {

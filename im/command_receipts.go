@@ -90,6 +90,9 @@ func (e *Engine) groupReceipts(ctx context.Context, id string, m *store.Message)
 			return rc, false, rerr
 		}
 	}
+	if !small {
+		defer e.walk()()
+	}
 	if rc, err = e.store.Receipts(ctx, id, m.Cseq, m.From, small); err != nil {
 		return rc, false, e.failed("receipts", err)
 	}

@@ -138,6 +138,12 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 // missing the group was joined, or became large, later. Where the store cannot commit, there are no new sessions; the old
 // ones and those that end with the connection read on.
 func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device) error {
+	u.mu.Lock()
+	ending := u.flushing.ended[rec.Device]
+	u.mu.Unlock()
+	if ending { // the end of the session before must not come after the beginning of this one
+		e.awaitFlush()
+	}
 	streams, err := e.streamsOf(ctx, u, rec.DeviceKey)
 	if err != nil {
 		return err

@@ -129,6 +129,8 @@ type Engine struct {
 	presence   presence
 	acquainted acquaintedCache
 	pumps      chan struct{} // bounds the pages that pumps hold in memory
+	walks      chan struct{} // bounds the commands at work whose cost grows with the members of a group, or with groups
+	flushing   chan struct{} // full while the flusher's batch is being stored
 	dirty      dirtyList
 
 	ctx    context.Context
@@ -142,6 +144,10 @@ type Engine struct {
 	}
 }
 
+// concurrentWalks commands are the most that may keep processors busy with long walks through the store; others wait, on the
+// goroutines that read their connections.
+const concurrentWalks = 2
+
 // concurrentPumps pages of about 1 MiB are the most that catching up costs in memory.
 const concurrentPumps = 32
 
@@ -153,6 +159,9 @@ func New(st store.Store, cfg Config) *Engine {
 		commits: make(chan []*pending, 1),
 		spares:  make(chan []*pending, 2),
 		pumps:   make(chan struct{}, concurrentPumps),
+		walks:   make(chan struct{}, concurrentWalks),
+
+		flushing: make(chan struct{}, 1),
 	}
 	e.cfg.Store(&cfg)
 	e.initCaches()
@@ -218,6 +227,12 @@ func (e *Engine) Close(ctx context.Context) error {
 	e.bg.Wait()
 	e.presence.stop()
 	return e.flush(ctx)
+}
+
+// walk waits until a command may walk far through the store; it has to call done.
+func (e *Engine) walk() (done func()) {
+	e.walks <- struct{}{}
+	return func() { <-e.walks }
 }
 
 // spawn runs f on a goroutine that Close waits for; f must end soon after e.ctx does. It reports whether it did.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -80,17 +81,21 @@ type groupChange struct {
 }
 
 // changeLocks make the changes of a group on this node wait for each other, so that the store refuses none since another
-// came first. Groups share them: their number is fixed.
-type changeLocks [64]chan struct{}
+// came first. Groups share them: their number is fixed. Which ones do nobody can know, and have others wait.
+type changeLocks struct {
+	seed  maphash.Seed
+	locks [64]chan struct{}
+}
 
 func (l *changeLocks) init() {
-	for i := range l {
-		l[i] = make(chan struct{}, 1)
+	l.seed = maphash.MakeSeed()
+	for i := range l.locks {
+		l.locks[i] = make(chan struct{}, 1)
 	}
 }
 
 func (l *changeLocks) lock(group string) (unlock func()) {
-	c := l[xxhash.Sum64String(group)%uint64(len(l))]
+	c := l.locks[maphash.String(l.seed, group)%uint64(len(l.locks))]
 	c <- struct{}{}
 	return func() { <-c }
 }

@@ -109,7 +109,7 @@ func (m *model) transmit(l *modelLink, s *modelSend) {
 	if s.tries++; s.tries == 1 {
 		s.start = m.logHead(conv)
 	}
-	s.sentAt = time.Now().UnixMilli()
+	s.sentAt, s.refused = time.Now().UnixMilli(), "" // until this try is answered
 	try := s.tries
 	m.mu.Unlock()
 	answer := func(b []byte, err *Error) {

@@ -375,3 +375,38 @@ func TestNewSessionSurvives(t *testing.T) {
 		}
 	})
 }
+
+// TestNewSessionAfterFlush: the end of a session that is being written down takes nothing from the one that begins meanwhile.
+func TestNewSessionAfterFlush(t *testing.T) {
+	bubble(t, quietly, func(t *testing.T, w *world) {
+		b := w.connect("bob", "b", persistent, IM)
+		time.Sleep(time.Second)
+		release := make(chan struct{})
+		w.st.set(func() {
+			w.st.onCommit = func(b *store.Batch, commit func() error) error {
+				if len(b.Removed) > 0 {
+					<-release
+				}
+				return commit()
+			}
+		})
+		b.dev.Disconnect(true)
+		time.Sleep(time.Second) // the flusher is at it
+		var began bool
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			w.attach(newLink(), "bob", "b", persistent)
+			began = true
+		}()
+		synctest.Wait()
+		if began {
+			t.Error("the session began before the one before had ended")
+		}
+		close(release)
+		<-done
+		if d, err := w.st.Device(t.Context(), store.DeviceKey{User: "bob", Device: "b"}); err != nil {
+			t.Errorf("the new session: %+v, %v", d, err)
+		}
+	})
+}

@@ -209,6 +209,8 @@ func (e *Engine) flush(ctx context.Context) error {
 	if len(users) == 0 {
 		return nil
 	}
+	e.flushing <- struct{}{}
+	defer func() { <-e.flushing }()
 	b := store.Batch{Lazy: true}
 	for _, u := range users {
 		u.collect(&b)
@@ -225,6 +227,12 @@ func (e *Engine) flush(ctx context.Context) error {
 		e.reap(u)
 	}
 	return err
+}
+
+// awaitFlush waits for the flush that is under way.
+func (e *Engine) awaitFlush() {
+	e.flushing <- struct{}{}
+	<-e.flushing
 }
 
 // collect adds what is to be written to b.

@@ -13,7 +13,8 @@
 //	k bucket sender 0 n cid → what became of a cid of n bytes; a bucket is a stretch of time, dropped whole
 //	r user 0 ^id         → direct conversations by their newest id
 //	G group              → a group's record
-//	M group 0 user       → a member's record, with the spans it was there for; it stays when the member leaves
+//	M group 0 user       → a member's record, with the spans it was there for
+//	F group 0 user       → the same of who has left
 //	g user 0 conv        → the groups a user is or was in; of those left, the id of the message that says so
 //	O conv 0 user 0 cseq → groups: what the user has in the chunk where cseq is the first of it, and how many before
 //	v user 0 conv        → watermarks; of a group v conv 0 user

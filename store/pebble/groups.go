@@ -57,6 +57,9 @@ func (s *Store) member(group, user string) (store.Member, error) {
 // memberRecord is member as it is stored.
 func (s *Store) memberRecord(group, user string) (store.Member, error) {
 	v, err := s.get(keyPair(nil, tabMember, group, user))
+	if v == nil && err == nil {
+		v, err = s.get(keyPair(nil, tabFormer, group, user))
+	}
 	if v == nil || err != nil {
 		return store.Member{Group: group, User: user}, err
 	}
@@ -66,9 +69,6 @@ func (s *Store) memberRecord(group, user string) (store.Member, error) {
 	}
 	return m, nil
 }
-
-// passOver is how many former members, for each one asked for, a page of members looks at before it ends early.
-const passOver = 8
 
 // Members lists present members by name.
 func (s *Store) Members(
@@ -87,20 +87,15 @@ func (s *Store) Members(
 		return nil, "", err
 	}
 	defer it.Close()
-	budget := max(limit, 1) * passOver
 	for ok := seekAfter(it, tabMember, group, after); ok; ok = it.Next() {
-		if len(list) >= limit || budget == 0 {
+		if len(list) >= limit {
 			return list, after, nil
 		}
-		budget--
 		m, err := s.iterMember(it, group)
 		if err != nil {
 			return nil, "", err
 		}
 		after = m.User
-		if m.Role == store.NoRole {
-			continue
-		}
 		if n := len(m.Spans); m.Spans[n-1].To == 0 {
 			m.Spans[n-1].To = g.Ended
 		}
@@ -310,7 +305,7 @@ func (s *Store) countReceipt(
 		return nil
 	}
 	m, err := s.iterMember(it, group)
-	if err != nil || m.Role == store.NoRole || !m.Has(cseq) {
+	if err != nil || !m.Has(cseq) {
 		return err
 	}
 	r.Delivered++

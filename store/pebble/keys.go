@@ -25,6 +25,7 @@ const (
 	tabMeta        = 'm'
 	tabGroupRecord = 'G'
 	tabMember      = 'M'
+	tabFormer      = 'F'
 	tabCursor      = 'z'
 	tabOwn         = 'O'
 	tabNotice      = 'N'

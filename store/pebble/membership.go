@@ -46,9 +46,7 @@ func (w *writer) group(id string) (*groupHead, error) {
 			if err != nil {
 				return nil, err
 			}
-			if m.Role != store.NoRole {
-				g.members = append(g.members, m.User)
-			}
+			g.members = append(g.members, m.User)
 		}
 		if err := it.Error(); err != nil {
 			return nil, w.s.wrap(err, "members of group %q", id)
@@ -204,9 +202,25 @@ func (w *writer) changeMember(g *groupHead, m *store.Send, given *store.Member) 
 	}
 	*given = *old
 	given.Spans = slices.Clone(old.Spans)
-	w.key = keyPair(w.key[:0], tabMember, g.ID, given.User)
-	w.val = appendMember(w.val[:0], old)
-	return n, w.pb.Set(w.key, w.val, nil)
+	return n, w.writeMember(g.ID, old, n != 0)
+}
+
+// writeMember writes a member where present ones are, or where the former ones are; moved says that it was in the other
+// table until now.
+func (w *writer) writeMember(group string, m *store.Member, moved bool) error {
+	now, before := byte(tabMember), byte(tabFormer)
+	if m.Role == store.NoRole {
+		now, before = before, now
+	}
+	if moved {
+		w.key = keyPair(w.key[:0], before, group, m.User)
+		if err := w.put(true, nil); err != nil {
+			return err
+		}
+	}
+	w.key = keyPair(w.key[:0], now, group, m.User)
+	w.val = appendMember(w.val[:0], m)
+	return w.put(false, w.val)
 }
 
 // list writes an entry of a user's list of groups.

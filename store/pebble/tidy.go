@@ -11,10 +11,10 @@ import (
 // What is passed in a queue does not count: readers begin behind it.
 const tidyAfter = 20_000
 
-var tidied = []byte{tabFilter, tabRetained, tabSub, tabQueue, tabOutbound, tabInbound}
+var tidied = []byte{tabFilter, tabRetained, tabSub, tabQueue, tabOutbound, tabInbound, tabMember}
 
 // deletions counts by table, in the order of tidied.
-type deletions [6]int
+type deletions [7]int
 
 func (d *deletions) note(table byte) {
 	if i := bytes.IndexByte(tidied, table); i >= 0 {
