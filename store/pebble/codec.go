@@ -4,72 +4,8 @@ import (
 	"encoding/binary"
 
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
-
-// decoder takes values apart. After the first short or malformed field bad is set and every field is zero, so
-// callers check once, at the end.
-type decoder struct {
-	b   []byte
-	off int
-	bad bool
-}
-
-func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b[d.off:])
-	if n <= 0 {
-		d.bad = true
-		d.off = len(d.b)
-		return 0
-	}
-	d.off += n
-	return v
-}
-
-func (d *decoder) varint() int64 {
-	u := d.uvarint()
-	return int64(u>>1) ^ -int64(u&1)
-}
-
-func (d *decoder) byte() byte {
-	if d.off >= len(d.b) {
-		d.bad = true
-		return 0
-	}
-	c := d.b[d.off]
-	d.off++
-	return c
-}
-
-// span is a place in a buffer.
-type span struct{ from, to int }
-
-// span reads a length and skips that many bytes, and tells where they are.
-func (d *decoder) span() span {
-	n := d.uvarint()
-	if n > uint64(len(d.b)-d.off) {
-		d.bad = true
-		d.off = len(d.b)
-		return span{d.off, d.off}
-	}
-	s := span{d.off, d.off + int(n)}
-	d.off = s.to
-	return s
-}
-
-func (d *decoder) bytes() []byte {
-	s := d.span()
-	return d.b[s.from:s.to]
-}
-
-func (d *decoder) str() string { return string(d.bytes()) }
-
-func appendVarint(dst []byte, v int64) []byte { return binary.AppendVarint(dst, v) }
-
-func appendUvarint(dst []byte, v uint64) []byte { return binary.AppendUvarint(dst, v) }
-
-func appendString(dst []byte, s string) []byte {
-	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
-}
 
 // chunkRef is the value of tabChunk: where a chunk of a conversation lies and what can be known without reading it.
 type chunkRef struct {
@@ -89,18 +25,18 @@ func (r *chunkRef) append(dst []byte) []byte {
 	for _, v := range [...]uint64{
 		r.lsn, r.count, uint64(r.lastID), uint64(r.lastTS), r.cumA, r.cumB, r.inA, r.inB,
 	} {
-		dst = appendUvarint(dst, v)
+		dst = wire.AppendUvarint(dst, v)
 	}
 	return dst
 }
 
 func decodeChunkRef(key, value []byte) (r chunkRef, ok bool) {
-	d := decoder{b: value}
+	d := wire.Decoder{B: value}
 	r = chunkRef{
-		first: tail(key), lsn: d.uvarint(), count: d.uvarint(), lastID: int64(d.uvarint()), lastTS: int64(d.uvarint()),
-		cumA: d.uvarint(), cumB: d.uvarint(), inA: d.uvarint(), inB: d.uvarint(),
+		first: tail(key), lsn: d.Uvarint(), count: d.Uvarint(), lastID: int64(d.Uvarint()), lastTS: int64(d.Uvarint()),
+		cumA: d.Uvarint(), cumB: d.Uvarint(), inA: d.Uvarint(), inB: d.Uvarint(),
 	}
-	return r, !d.bad && r.count > 0
+	return r, !d.Bad && r.count > 0
 }
 
 // cidRecord is the value of tabCid: the message that a cid stands for.
@@ -116,14 +52,14 @@ func (r *cidRecord) append(dst []byte, from string) []byte {
 	dst = binary.LittleEndian.AppendUint64(dst, r.hash)
 	if peer := r.conv.Peer(from); peer != "" {
 		dst = append(dst, 'p')
-		dst = appendString(dst, peer)
+		dst = wire.AppendString(dst, peer)
 	} else {
 		dst = append(dst, 'c')
-		dst = appendString(dst, string(r.conv))
+		dst = wire.AppendString(dst, string(r.conv))
 	}
-	dst = appendUvarint(dst, r.cseq)
-	dst = appendUvarint(dst, uint64(r.id))
-	return appendUvarint(dst, uint64(r.ts))
+	dst = wire.AppendUvarint(dst, r.cseq)
+	dst = wire.AppendUvarint(dst, uint64(r.id))
+	return wire.AppendUvarint(dst, uint64(r.ts))
 }
 
 func decodeCid(value []byte, from string) (r cidRecord, ok bool) {
@@ -131,8 +67,8 @@ func decodeCid(value []byte, from string) (r cidRecord, ok bool) {
 		return r, false
 	}
 	r.hash = binary.LittleEndian.Uint64(value)
-	d := decoder{b: value, off: 9}
-	name := d.str()
+	d := wire.Decoder{B: value, Off: 9}
+	name := d.Str()
 	switch value[8] {
 	case 'p':
 		r.conv = store.Direct(from, name)
@@ -141,8 +77,8 @@ func decodeCid(value []byte, from string) (r cidRecord, ok bool) {
 	default:
 		return r, false
 	}
-	r.cseq, r.id, r.ts = d.uvarint(), int64(d.uvarint()), int64(d.uvarint())
-	return r, !d.bad
+	r.cseq, r.id, r.ts = d.Uvarint(), int64(d.Uvarint()), int64(d.Uvarint())
+	return r, !d.Bad
 }
 
 // view is the value of tabView: a user's relation to a conversation.
@@ -153,15 +89,15 @@ type view struct {
 
 func (v *view) append(dst []byte) []byte {
 	for _, n := range [...]uint64{v.read, v.delivered, v.deleted} {
-		dst = appendUvarint(dst, n)
+		dst = wire.AppendUvarint(dst, n)
 	}
 	return dst
 }
 
 func decodeView(value []byte) (v view, ok bool) {
-	d := decoder{b: value}
-	v = view{read: d.uvarint(), delivered: d.uvarint(), deleted: d.uvarint()}
-	return v, !d.bad
+	d := wire.Decoder{B: value}
+	v = view{read: d.Uvarint(), delivered: d.Uvarint(), deleted: d.Uvarint()}
+	return v, !d.Bad
 }
 
 // floor is the value of tabFloor: entries up to trimmed are not served any more; head is where the inbox stood
@@ -169,32 +105,32 @@ func decodeView(value []byte) (v view, ok bool) {
 type floor struct{ trimmed, head uint64 }
 
 func (f *floor) append(dst []byte) []byte {
-	return appendUvarint(appendUvarint(dst, f.trimmed), f.head)
+	return wire.AppendUvarint(wire.AppendUvarint(dst, f.trimmed), f.head)
 }
 
 func decodeFloor(value []byte) (f floor, ok bool) {
-	d := decoder{b: value}
-	f = floor{d.uvarint(), d.uvarint()}
-	return f, !d.bad
+	d := wire.Decoder{B: value}
+	f = floor{d.Uvarint(), d.Uvarint()}
+	return f, !d.Bad
 }
 
 func appendUserRecord(dst []byte, u *store.User) []byte {
-	return appendVarint(appendUvarint(dst, u.Cursor), u.LastSeen)
+	return wire.AppendVarint(wire.AppendUvarint(dst, u.Cursor), u.LastSeen)
 }
 
 func decodeUser(name string, value []byte) (u store.User, ok bool) {
-	d := decoder{b: value}
-	u = store.User{Name: name, Cursor: d.uvarint(), LastSeen: d.varint()}
-	return u, !d.bad
+	d := wire.Decoder{B: value}
+	u = store.User{Name: name, Cursor: d.Uvarint(), LastSeen: d.Varint()}
+	return u, !d.Bad
 }
 
 func appendDevice(dst []byte, v *store.Device) []byte {
-	dst = appendVarint(appendUvarint(dst, v.Cursor), v.LastSeen)
-	return appendString(appendVarint(dst, v.Expires), v.Profile)
+	dst = wire.AppendVarint(wire.AppendUvarint(dst, v.Cursor), v.LastSeen)
+	return wire.AppendString(wire.AppendVarint(dst, v.Expires), v.Profile)
 }
 
 func decodeDevice(k store.DeviceKey, value []byte) (v store.Device, ok bool) {
-	d := decoder{b: value}
-	v = store.Device{DeviceKey: k, Cursor: d.uvarint(), LastSeen: d.varint(), Expires: d.varint(), Profile: d.str()}
-	return v, !d.bad
+	d := wire.Decoder{B: value}
+	v = store.Device{DeviceKey: k, Cursor: d.Uvarint(), LastSeen: d.Varint(), Expires: d.Varint(), Profile: d.Str()}
+	return v, !d.Bad
 }

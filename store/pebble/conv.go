@@ -8,6 +8,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // Message returns one message.
@@ -44,10 +45,10 @@ func (s *Store) slice(conv store.Conv, r *chunkRef, from, to uint64) ([]store.Me
 		return nil, err
 	}
 	defer c.close()
-	if uint64(c.count) != r.count {
-		return nil, s.corrupt("%s: chunk from cseq %d, lsn %d has %d messages, want %d", conv, r.first, r.lsn, c.count, r.count)
+	if uint64(c.Count) != r.count {
+		return nil, s.corrupt("%s: chunk from cseq %d, lsn %d has %d messages, want %d", conv, r.first, r.lsn, c.Count, r.count)
 	}
-	ms, err := c.messages(conv, int(from-r.first), int(to-r.first)+1)
+	ms, err := c.Messages(conv, int(from-r.first), int(to-r.first)+1)
 	return ms, s.wrap(err, "%s: chunk from cseq %d, lsn %d", conv, r.first, r.lsn)
 }
 
@@ -425,12 +426,12 @@ func (s *Store) sentBy(user string, conv store.Conv, r *chunkRef, from, to uint6
 	}
 	defer c.close()
 	var n uint64
-	m := c.walk()
+	m := c.Walk()
 	for cseq := r.first; cseq <= to; cseq++ {
-		if !m.next() {
-			return 0, s.wrap(errChunk, "%s: chunk from cseq %d, lsn %d", conv, r.first, r.lsn)
+		if !m.Next() {
+			return 0, s.wrap(wire.ErrChunk, "%s: chunk from cseq %d, lsn %d", conv, r.first, r.lsn)
 		}
-		if cseq >= from && string(m.sender()) == user {
+		if cseq >= from && string(m.Sender()) == user {
 			n++
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // Group returns the record of a group.
@@ -163,13 +164,13 @@ func (s *Store) iterMembership(it *pdb.Iterator, user string) (m store.Membershi
 	if err != nil {
 		return m, 0, s.wrap(err, "groups of %q", user)
 	}
-	d := decoder{b: v}
-	flags := d.byte()
+	d := wire.Decoder{B: v}
+	flags := d.Byte()
 	m.Current, m.Large = flags&listCurrent != 0, flags&listLarge != 0
 	if !m.Current {
-		leftID = int64(d.uvarint())
+		leftID = int64(d.Uvarint())
 	}
-	if d.bad {
+	if d.Bad {
 		return m, 0, s.corrupt("group %q of %q", m.Group, user)
 	}
 	return m, leftID, nil
@@ -236,9 +237,9 @@ func (s *Store) cursor(k store.DeviceKey, conv store.Conv) (uint64, error) {
 	if v == nil || err != nil {
 		return 0, err
 	}
-	d := decoder{b: v}
-	n := d.uvarint()
-	if d.bad {
+	d := wire.Decoder{B: v}
+	n := d.Uvarint()
+	if d.Bad {
 		return 0, s.corrupt("cursor of device %q of %q in %s", k.Device, k.User, conv)
 	}
 	return n, nil
@@ -328,8 +329,8 @@ const (
 )
 
 func appendGroup(dst []byte, g *store.Group) []byte {
-	dst = appendUvarint(dst, g.Version)
-	dst = appendString(appendString(appendString(dst, g.Name), g.Notice), g.Owner)
+	dst = wire.AppendUvarint(dst, g.Version)
+	dst = wire.AppendString(wire.AppendString(wire.AppendString(dst, g.Name), g.Notice), g.Owner)
 	var flags byte
 	if g.Open {
 		flags |= 1
@@ -338,50 +339,33 @@ func appendGroup(dst []byte, g *store.Group) []byte {
 		flags |= 2
 	}
 	dst = append(dst, flags, byte(g.Receipts))
-	dst = appendVarint(dst, g.Created)
+	dst = wire.AppendVarint(dst, g.Created)
 	for _, n := range [...]uint64{g.MemberCount, g.LargeFrom, g.Ended} {
-		dst = appendUvarint(dst, n)
+		dst = wire.AppendUvarint(dst, n)
 	}
 	return dst
 }
 
 func decodeGroup(id string, value []byte) (g store.Group, ok bool) {
-	d := decoder{b: value}
-	g = store.Group{ID: id, Version: d.uvarint(), Name: d.str(), Notice: d.str(), Owner: d.str()}
-	flags := d.byte()
+	d := wire.Decoder{B: value}
+	g = store.Group{ID: id, Version: d.Uvarint(), Name: d.Str(), Notice: d.Str(), Owner: d.Str()}
+	flags := d.Byte()
 	g.Open, g.HistoryAll = flags&1 != 0, flags&2 != 0
-	g.Receipts = store.ReceiptMode(d.byte())
-	g.Created = d.varint()
-	g.MemberCount, g.LargeFrom, g.Ended = d.uvarint(), d.uvarint(), d.uvarint()
-	return g, !d.bad && g.Version > 0
+	g.Receipts = store.ReceiptMode(d.Byte())
+	g.Created = d.Varint()
+	g.MemberCount, g.LargeFrom, g.Ended = d.Uvarint(), d.Uvarint(), d.Uvarint()
+	return g, !d.Bad && g.Version > 0
 }
 
 func appendMember(dst []byte, m *store.Member) []byte {
 	dst = append(dst, byte(m.Role))
-	dst = appendVarint(appendVarint(dst, m.Joined), m.MutedUntil)
-	prev := uint64(0)
-	for _, s := range m.Spans {
-		dst = appendUvarint(dst, s.From-prev)
-		if s.To == 0 {
-			return dst
-		}
-		dst = appendUvarint(dst, s.To-s.From)
-		prev = s.To
-	}
-	return dst
+	dst = wire.AppendVarint(wire.AppendVarint(dst, m.Joined), m.MutedUntil)
+	return wire.AppendSpans(dst, m.Spans)
 }
 
 func decodeMember(group, user string, value []byte) (m store.Member, ok bool) {
-	d := decoder{b: value}
-	m = store.Member{Group: group, User: user, Role: store.Role(d.byte()), Joined: d.varint(), MutedUntil: d.varint()}
-	prev := uint64(0)
-	for !d.bad && d.off < len(d.b) {
-		s := store.Span{From: prev + d.uvarint()}
-		if d.off < len(d.b) {
-			s.To = s.From + d.uvarint()
-		}
-		m.Spans = append(m.Spans, s)
-		prev = s.To
-	}
-	return m, !d.bad && len(m.Spans) > 0
+	d := wire.Decoder{B: value}
+	m = store.Member{Group: group, User: user, Role: store.Role(d.Byte()), Joined: d.Varint(), MutedUntil: d.Varint()}
+	m.Spans = d.Spans()
+	return m, !d.Bad && len(m.Spans) > 0
 }

@@ -7,6 +7,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // pageBytes is when a page ends early.
@@ -106,42 +107,42 @@ func (s *Store) liveIn(it *pdb.Iterator, user string, first uint64, cutoff int64
 	}
 	seq := rec.first
 	runs := rec.walk()
-	for runs.next() {
-		n, err := s.expiredIn(&runs.run, cutoff)
+	for runs.Next() {
+		n, err := s.expiredIn(&runs.Run, cutoff)
 		if err != nil {
 			return 0, err
 		}
 		seq += n
-		if n < runs.count {
+		if n < runs.Count {
 			break
 		}
 	}
-	if runs.d.bad {
+	if runs.D.Bad {
 		return 0, s.corrupt("inbox of %q, seq %d", user, rec.first)
 	}
 	return seq, nil
 }
 
 // expiredIn is how many messages at the front of a run were accepted before cutoff.
-func (s *Store) expiredIn(r *run, cutoff int64) (uint64, error) {
-	c, err := s.load(r.conv, r.lsn, r.cseq-r.index)
+func (s *Store) expiredIn(r *wire.Run, cutoff int64) (uint64, error) {
+	c, err := s.load(r.Conv, r.LSN, r.Cseq-r.Index)
 	if errors.Is(err, errGone) {
-		return r.count, nil
+		return r.Count, nil
 	}
 	if err != nil {
 		return 0, err
 	}
 	defer c.close()
-	m := c.walk()
-	for i := uint64(0); i < r.index+r.count; i++ {
-		if !m.next() {
-			return 0, s.wrap(errChunk, "%s: lsn %d", r.conv, r.lsn)
+	m := c.Walk()
+	for i := uint64(0); i < r.Index+r.Count; i++ {
+		if !m.Next() {
+			return 0, s.wrap(wire.ErrChunk, "%s: lsn %d", r.Conv, r.LSN)
 		}
-		if i >= r.index && m.ts >= cutoff {
-			return i - r.index, nil
+		if i >= r.Index && m.TS >= cutoff {
+			return i - r.Index, nil
 		}
 	}
-	return r.count, nil
+	return r.Count, nil
 }
 
 // ReadInbox reads a page of an inbox.
@@ -210,9 +211,9 @@ func (p *page) close() {
 func (p *page) add(r *record, head uint64) error {
 	seq := r.first
 	runs := r.walk()
-	for !p.full() && runs.next() {
+	for !p.full() && runs.Next() {
 		first := seq
-		seq += runs.count
+		seq += runs.Count
 		if seq <= p.next {
 			continue
 		}
@@ -220,22 +221,22 @@ func (p *page) add(r *record, head uint64) error {
 			return p.s.corrupt("inbox of %q: seq %d is missing", p.user, p.next)
 		}
 		skip := p.next - first
-		take := min(runs.count-skip, uint64(p.limit-p.n), head-p.next+1)
-		if err := p.take(&runs.run, skip, take); err != nil {
+		take := min(runs.Count-skip, uint64(p.limit-p.n), head-p.next+1)
+		if err := p.take(&runs.Run, skip, take); err != nil {
 			return err
 		}
 		if p.next > head {
 			return nil
 		}
 	}
-	if runs.d.bad {
+	if runs.D.Bad {
 		return p.s.corrupt("inbox of %q, seq %d", p.user, r.first)
 	}
 	return nil
 }
 
 // take appends the messages [skip, skip+n) of a run, or fewer when they are big.
-func (p *page) take(r *run, skip, n uint64) error {
+func (p *page) take(r *wire.Run, skip, n uint64) error {
 	if p.log == nil {
 		it, err := p.s.db.NewIter(&pdb.IterOptions{LowerBound: []byte{tabLog}, UpperBound: []byte{tabLog + 1}})
 		if err != nil {
@@ -243,10 +244,10 @@ func (p *page) take(r *run, skip, n uint64) error {
 		}
 		p.log = it
 	}
-	c, err := p.s.seek(p.log, r.conv, r.lsn, r.cseq-r.index)
+	c, err := p.s.seek(p.log, r.Conv, r.LSN, r.Cseq-r.Index)
 	if errors.Is(err, errGone) {
 		for i := range n {
-			m := &store.Message{Conv: r.conv, Cseq: r.cseq + skip + i, Recalled: true}
+			m := &store.Message{Conv: r.Conv, Cseq: r.Cseq + skip + i, Recalled: true}
 			p.append(m)
 		}
 		return nil
@@ -254,15 +255,15 @@ func (p *page) take(r *run, skip, n uint64) error {
 	if err != nil {
 		return err
 	}
-	i := int(r.index + skip)
-	if i+int(n) > c.count {
-		return p.s.corrupt("inbox of %q, seq %d: %s, lsn %d has %d messages", p.user, p.next, r.conv, r.lsn, c.count)
+	i := int(r.Index + skip)
+	if i+int(n) > c.Count {
+		return p.s.corrupt("inbox of %q, seq %d: %s, lsn %d has %d messages", p.user, p.next, r.Conv, r.LSN, c.Count)
 	}
-	ms, err := c.messages(r.conv, i, i+int(n))
+	ms, err := c.Messages(r.Conv, i, i+int(n))
 	if err != nil {
-		return p.s.wrap(err, "%s: chunk from cseq %d, lsn %d", r.conv, c.first, r.lsn)
+		return p.s.wrap(err, "%s: chunk from cseq %d, lsn %d", r.Conv, c.First, r.LSN)
 	}
-	if err := p.hide(r.conv, ms); err != nil {
+	if err := p.hide(r.Conv, ms); err != nil {
 		return err
 	}
 	for i := range ms {

@@ -9,6 +9,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // How much one call of Maintain looks at, per job. It keeps a call to some milliseconds.
@@ -305,7 +306,7 @@ func (s *Store) dropChunks(ctx context.Context, pos []byte, cutoff int64) (next 
 		if err != nil {
 			return nil, s.wrap(err, "log, lsn %d", tail(it.Key()))
 		}
-		c, err := parseChunk(v)
+		c, err := wire.ParseChunk(v)
 		if err != nil {
 			s.log.Error("store.pebble: a damaged chunk is kept", "err", s.wrap(err, "log, lsn %d", tail(it.Key())))
 			continue
@@ -328,31 +329,31 @@ func (s *Store) dropChunks(ctx context.Context, pos []byte, cutoff int64) (next 
 }
 
 // dropChunk removes one chunk and the marks on its messages; young says that it is not old enough, nor what follows.
-func (s *Store) dropChunk(b *pdb.Batch, key []byte, c *chunk, cutoff int64) (young bool, err error) {
-	conv := store.Conv(c.conv)
+func (s *Store) dropChunk(b *pdb.Batch, key []byte, c *wire.Chunk, cutoff int64) (young bool, err error) {
+	conv := store.Conv(c.Conv)
 	x, y, direct := conv.Users()
 	var recalled []uint64
 	firsts := map[string]uint64{} // groups: the first cseq of each sender, which has an entry of tabOwn
-	r := c.walk()
-	for i := range c.count {
-		if !r.next() {
-			return false, s.wrap(errChunk, "log, lsn %d", tail(key))
+	r := c.Walk()
+	for i := range c.Count {
+		if !r.Next() {
+			return false, s.wrap(wire.ErrChunk, "log, lsn %d", tail(key))
 		}
-		if r.ts >= cutoff {
+		if r.TS >= cutoff {
 			return true, nil
 		}
-		if r.flags&metaRecalled != 0 {
-			recalled = append(recalled, c.first+uint64(i))
+		if r.Recalled() {
+			recalled = append(recalled, c.First+uint64(i))
 		}
-		if _, ok := firsts[string(r.sender())]; !ok && !direct {
-			firsts[string(r.sender())] = c.first + uint64(i)
+		if _, ok := firsts[string(r.Sender())]; !ok && !direct {
+			firsts[string(r.Sender())] = c.First + uint64(i)
 		}
 	}
 	last, ok, err := s.lastRef(conv, ^uint64(0))
-	if err != nil || !ok || last.first <= c.first {
+	if err != nil || !ok || last.first <= c.First {
 		return false, err
 	}
-	keys := [][]byte{slices.Clone(key), keyNum(nil, tabChunk, string(conv), c.first)}
+	keys := [][]byte{slices.Clone(key), keyNum(nil, tabChunk, string(conv), c.First)}
 	for _, n := range recalled {
 		keys = append(keys, keyNum(nil, tabRecall, string(conv), n))
 	}
@@ -362,7 +363,7 @@ func (s *Store) dropChunk(b *pdb.Batch, key []byte, c *chunk, cutoff int64) (you
 		}
 	} else {
 		for _, u := range []string{x, y} {
-			marks, err := s.marks(u, conv, c.first, c.first+uint64(c.count)-1)
+			marks, err := s.marks(u, conv, c.First, c.First+uint64(c.Count)-1)
 			if err != nil {
 				return false, err
 			}

@@ -7,6 +7,7 @@ import (
 	pdb "github.com/cockroachdb/pebble/v2"
 
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // groupHead is a group as it is assigned, though perhaps not yet durable.
@@ -228,7 +229,7 @@ func (w *writer) list(conv store.Conv, user string, flags byte, leftID int64) er
 	w.key = keyPair(w.key[:0], tabMembership, user, string(conv))
 	w.val = append(w.val[:0], flags)
 	if flags&listCurrent == 0 {
-		w.val = appendUvarint(w.val, uint64(leftID))
+		w.val = wire.AppendUvarint(w.val, uint64(leftID))
 	}
 	return w.pb.Set(w.key, w.val, nil)
 }
@@ -256,7 +257,7 @@ func (w *writer) cursors(list []store.Cursor) error {
 			continue
 		}
 		now[string(w.key)] = c.Cseq
-		w.val = appendUvarint(w.val[:0], c.Cseq)
+		w.val = wire.AppendUvarint(w.val[:0], c.Cseq)
 		if err := w.pb.Set(w.key, w.val, nil); err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // schema is the version of the layout in doc.go. A store of a later one is refused.
@@ -284,16 +285,16 @@ func (s *Store) countBoot() error {
 	if err != nil {
 		return err
 	}
-	d := decoder{b: v}
+	d := wire.Decoder{B: v}
 	if v != nil {
-		s.boot = d.uvarint()
+		s.boot = d.Uvarint()
 	}
-	if d.bad {
+	if d.Bad {
 		return fmt.Errorf("%w: number of openings", store.ErrCorrupt)
 	}
 	s.boot++
 	s.opened = time.Now().UnixMilli()
-	return s.wrap(s.db.Set(keyMeta("boot"), appendUvarint(nil, s.boot), pdb.Sync), "count this opening")
+	return s.wrap(s.db.Set(keyMeta("boot"), wire.AppendUvarint(nil, s.boot), pdb.Sync), "count this opening")
 }
 
 func (s *Store) makeMeta() error {
@@ -391,7 +392,7 @@ func (s *Store) wrap(err error, format string, args ...any) error {
 		return nil
 	}
 	what := fmt.Sprintf(format, args...)
-	if pdb.IsCorruptionError(err) || errors.Is(err, errChunk) {
+	if pdb.IsCorruptionError(err) || errors.Is(err, wire.ErrChunk) {
 		s.counters.corrupt.Add(1)
 		return fmt.Errorf("%s: %w: %s", what, store.ErrCorrupt, firstLine(err))
 	}

@@ -7,6 +7,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // An entry of tabOwn lists what one sender has in one chunk of a group: the first cseq in the key, in the value how
@@ -35,11 +36,11 @@ func (w *writer) indexOwn(ch *openChunk) error {
 		if err != nil {
 			return err
 		}
-		w.val = appendUvarint(w.val[:0], total)
+		w.val = wire.AppendUvarint(w.val[:0], total)
 		prev := first.Cseq
 		for ; len(order) > 0 && ch.msgs[order[0]].From == k.user; order = order[1:] {
 			if n := ch.msgs[order[0]].Cseq; n != first.Cseq {
-				w.val = appendUvarint(w.val, n-prev)
+				w.val = wire.AppendUvarint(w.val, n-prev)
 				prev = n
 			}
 			total++
@@ -87,17 +88,17 @@ func (s *Store) sentUpTo(it *pdb.Iterator, user string, conv store.Conv, cseq ui
 	if err != nil {
 		return 0, s.wrap(err, "messages of %q in %s", user, conv)
 	}
-	d := decoder{b: v}
-	n := d.uvarint()
+	d := wire.Decoder{B: v}
+	n := d.Uvarint()
 	if there {
 		n++
-		for at := tail(it.Key()); d.off < len(v); n++ {
-			if at += d.uvarint(); at > cseq {
+		for at := tail(it.Key()); d.Off < len(v); n++ {
+			if at += d.Uvarint(); at > cseq {
 				break
 			}
 		}
 	}
-	if d.bad {
+	if d.Bad {
 		return 0, s.corrupt("messages of %q in %s from cseq %d", user, conv, tail(it.Key()))
 	}
 	return n, nil

@@ -7,6 +7,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // A publication for several queues is stored once, with the others of its batch (tabPubs), and each queue has
@@ -46,26 +47,26 @@ func (h *queueHead) closeRun() {
 		return
 	}
 	r := &h.run
-	h.runs = appendUvarint(appendUvarint(appendUvarint(h.runs, r.count), r.lsn), r.index)
-	h.runs = appendString(append(h.runs, r.qos), string(r.options))
+	h.runs = wire.AppendUvarint(wire.AppendUvarint(wire.AppendUvarint(h.runs, r.count), r.lsn), r.index)
+	h.runs = wire.AppendString(append(h.runs, r.qos), string(r.options))
 	h.run = pubRun{}
 }
 
 // queueRecord is a value of tabQueue.
 type queueRecord struct {
 	first, count uint64
-	d            decoder
+	d            wire.Decoder
 }
 
 func (r *queueRecord) last() uint64 { return r.first + r.count - 1 }
 
 func (r *queueRecord) next() (x pubRun, ok bool) {
-	if r.d.off >= len(r.d.b) {
+	if r.d.Off >= len(r.d.B) {
 		return x, false
 	}
-	x = pubRun{count: r.d.uvarint(), lsn: r.d.uvarint(), index: r.d.uvarint(), qos: r.d.byte()}
-	x.options = r.d.bytes()
-	return x, !r.d.bad && x.count > 0
+	x = pubRun{count: r.d.Uvarint(), lsn: r.d.Uvarint(), index: r.d.Uvarint(), qos: r.d.Byte()}
+	x.options = r.d.Bytes()
+	return x, !r.d.Bad && x.count > 0
 }
 
 func (s *Store) queueRecord(it *pdb.Iterator, client string) (queueRecord, error) {
@@ -73,8 +74,8 @@ func (s *Store) queueRecord(it *pdb.Iterator, client string) (queueRecord, error
 	if err != nil {
 		return queueRecord{}, s.wrap(err, "queue of %q", client)
 	}
-	r := queueRecord{first: tail(it.Key()), d: decoder{b: v}}
-	if r.count = r.d.uvarint(); r.d.bad || r.count == 0 {
+	r := queueRecord{first: tail(it.Key()), d: wire.Decoder{B: v}}
+	if r.count = r.d.Uvarint(); r.d.Bad || r.count == 0 {
 		return r, s.corrupt("queue of %q, seq %d", client, r.first)
 	}
 	return r, nil
@@ -175,7 +176,7 @@ func (w *writer) publish(p *store.Publish, now int64) error {
 // appendPub puts a publication into the batch's value of tabPubs.
 func (w *writer) appendPub(m *store.Publication) {
 	w.sync = true
-	if n := len(w.pubs); n == 0 || n == chunkMessages || w.pubBytes >= chunkBytes {
+	if n := len(w.pubs); n == 0 || n == wire.ChunkMessages || w.pubBytes >= wire.ChunkBytes {
 		w.flushPubs()
 		w.lsn++
 	}
@@ -189,7 +190,7 @@ func (w *writer) flushPubs() {
 		return
 	}
 	w.key = binary.BigEndian.AppendUint64(append(w.key[:0], tabPubs), w.lsn)
-	w.val, w.metaScratch = appendPubs(w.val[:0], w.metaScratch, w.pubs)
+	w.val, w.metaScratch = wire.AppendPubs(w.val[:0], w.metaScratch, w.pubs)
 	w.note(w.pb.Set(w.key, w.val, nil))
 	clear(w.pubs)
 	w.pubs, w.pubBytes = w.pubs[:0], 0
@@ -247,7 +248,7 @@ func (w *writer) flushQueues() error {
 	for _, h := range w.fedQueues {
 		h.closeRun()
 		w.key = keyNum(w.key[:0], tabQueue, h.client, h.first)
-		w.val = append(appendUvarint(w.val[:0], h.seq-h.first+1), h.runs...)
+		w.val = append(wire.AppendUvarint(w.val[:0], h.seq-h.first+1), h.runs...)
 		w.note(w.pb.Set(w.key, w.val, nil))
 		if cap(h.runs) > 256 {
 			h.runs = nil
@@ -259,11 +260,11 @@ func (w *writer) flushQueues() error {
 			return err
 		}
 		w.key = append(append(w.key[:0], tabPassed), h.client...)
-		w.val = appendUvarint(appendUvarint(w.val[:0], h.passed), h.kept)
+		w.val = wire.AppendUvarint(wire.AppendUvarint(w.val[:0], h.passed), h.kept)
 		w.note(w.pb.Set(w.key, w.val, nil))
 	}
 	if w.retainedWas != w.retained {
-		w.val = appendUvarint(w.val[:0], w.retained)
+		w.val = wire.AppendUvarint(w.val[:0], w.retained)
 		w.note(w.pb.Set(keyMeta("retained"), w.val, nil))
 	}
 	if err := w.forgetPubs(); err != nil {

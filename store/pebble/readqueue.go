@@ -9,6 +9,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // queueView is a queue in one state of the store.
@@ -22,9 +23,9 @@ type queueView struct {
 func (s *Store) viewQueue(r pdb.Reader, client string, upTo uint64) (q queueView, err error) {
 	v, closer, err := r.Get(append([]byte{tabPassed}, client...))
 	if err == nil {
-		d := decoder{b: v}
-		q.Passed, q.kept = d.uvarint(), d.uvarint()
-		if err = closer.Close(); d.bad {
+		d := wire.Decoder{B: v}
+		q.Passed, q.kept = d.Uvarint(), d.Uvarint()
+		if err = closer.Close(); d.Bad {
 			return q, s.corrupt("cursor of the queue of %q", client)
 		}
 	}
@@ -112,7 +113,7 @@ func (s *Store) ReadQueue(
 				}
 			}
 		}
-		if r.d.bad {
+		if r.d.Bad {
 			return dst, s.corrupt("queue of %q, seq %d", client, r.first)
 		}
 	}
@@ -131,6 +132,6 @@ func (s *Store) pubs(snap pdb.Reader, x *pubRun, skip, n uint64) ([]store.Public
 	}
 	defer closer.Close()
 	i := int(x.index + skip)
-	list, err := parsePubs(v, i, i+int(n))
+	list, err := wire.ParsePubs(v, i, i+int(n))
 	return list, s.wrap(err, "publications at lsn %d", x.lsn)
 }

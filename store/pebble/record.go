@@ -6,29 +6,8 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
-
-// run is a stretch of an inbox: count messages that follow each other in one chunk.
-type run struct {
-	count uint64
-	conv  store.Conv
-	cseq  uint64 // of the first
-	lsn   uint64
-	index uint64 // in the chunk
-}
-
-// appendRun writes a run; a conversation equal to the one of the run before is left out.
-func appendRun(dst []byte, r *run, prev store.Conv) []byte {
-	dst = appendUvarint(dst, r.count)
-	if r.conv == prev {
-		dst = append(dst, 0)
-	} else {
-		dst = appendString(dst, string(r.conv))
-	}
-	dst = appendUvarint(dst, r.cseq)
-	dst = appendUvarint(dst, r.lsn)
-	return appendUvarint(dst, r.index)
-}
 
 // record is the value of tabInbox: what one batch put into one inbox. Its messages are durable together.
 type record struct {
@@ -42,51 +21,29 @@ type record struct {
 func (r *record) last() uint64 { return r.first + r.count - 1 }
 
 func appendRecord(dst []byte, h *inboxHead) []byte {
-	dst = appendUvarint(dst, h.seq-h.first+1)
-	dst = appendVarint(dst, h.maxTS)
-	dst = appendVarint(dst, h.maxTS-h.minTS)
+	dst = wire.AppendUvarint(dst, h.seq-h.first+1)
+	dst = wire.AppendVarint(dst, h.maxTS)
+	dst = wire.AppendVarint(dst, h.maxTS-h.minTS)
 	return append(dst, h.runs...)
 }
 
 func decodeRecord(key, value []byte) (r record, ok bool) {
-	d := decoder{b: value}
-	r = record{first: tail(key), count: d.uvarint(), maxTS: d.varint()}
-	r.minTS = r.maxTS - d.varint()
-	r.runs = value[d.off:]
-	return r, !d.bad && r.count > 0
+	d := wire.Decoder{B: value}
+	r = record{first: tail(key), count: d.Uvarint(), maxTS: d.Varint()}
+	r.minTS = r.maxTS - d.Varint()
+	r.runs = value[d.Off:]
+	return r, !d.Bad && r.count > 0
 }
 
-// runReader walks over the runs of a record.
-type runReader struct {
-	d decoder
-	run
-}
-
-func (r *record) walk() runReader { return runReader{d: decoder{b: r.runs}} }
-
-// next moves to the next run; false at the end or, with d.bad set, where the record does not decode.
-func (r *runReader) next() bool {
-	if r.d.off >= len(r.d.b) {
-		return false
-	}
-	r.count = r.d.uvarint()
-	if c := r.d.bytes(); len(c) > 0 && string(c) != string(r.conv) {
-		r.conv = store.Conv(c)
-	}
-	r.cseq, r.lsn, r.index = r.d.uvarint(), r.d.uvarint(), r.d.uvarint()
-	if r.count == 0 || r.conv == "" {
-		r.d.bad = true
-	}
-	return !r.d.bad
-}
+func (r *record) walk() wire.RunReader { return wire.Runs(r.runs) }
 
 // lsn is the one of the record's first chunk: if it is durable, all of the record is.
 func (r *record) lsn() uint64 {
 	w := r.walk()
-	if !w.next() {
+	if !w.Next() {
 		return ^uint64(0)
 	}
-	return w.lsn
+	return w.LSN
 }
 
 // names is an iterator over the keys of one name in one table, with the error handling of all its uses.
@@ -222,7 +179,7 @@ var errGone = errors.New("chunk is gone")
 
 // loaded is a chunk in Pebble's memory; close gives it back.
 type loaded struct {
-	chunk
+	wire.Chunk
 	close func() error
 }
 
@@ -245,17 +202,17 @@ func (s *Store) load(conv store.Conv, lsn, first uint64) (loaded, error) {
 }
 
 // seek is load by an iterator over the log, for one who loads many chunks: the chunk is valid until the iterator moves.
-func (s *Store) seek(it *pdb.Iterator, conv store.Conv, lsn, first uint64) (chunk, error) {
+func (s *Store) seek(it *pdb.Iterator, conv store.Conv, lsn, first uint64) (wire.Chunk, error) {
 	var key [9]byte
 	if !it.SeekGE(keyLog(key[:0], lsn)) || tail(it.Key()) != lsn {
 		if err := it.Error(); err != nil {
-			return chunk{}, s.wrap(err, "%s: chunk from cseq %d, lsn %d", conv, first, lsn)
+			return wire.Chunk{}, s.wrap(err, "%s: chunk from cseq %d, lsn %d", conv, first, lsn)
 		}
-		return chunk{}, s.missing(conv, lsn, first)
+		return wire.Chunk{}, s.missing(conv, lsn, first)
 	}
 	v, err := it.ValueAndErr()
 	if err != nil {
-		return chunk{}, s.wrap(err, "%s: chunk from cseq %d, lsn %d", conv, first, lsn)
+		return wire.Chunk{}, s.wrap(err, "%s: chunk from cseq %d, lsn %d", conv, first, lsn)
 	}
 	return s.takeApart(v, conv, lsn, first)
 }
@@ -271,10 +228,10 @@ func (s *Store) missing(conv store.Conv, lsn, first uint64) error {
 }
 
 // takeApart checks that a value is the chunk of conv from cseq first on.
-func (s *Store) takeApart(v []byte, conv store.Conv, lsn, first uint64) (chunk, error) {
-	c, err := parseChunk(v)
-	if err == nil && (string(c.conv) != string(conv) || c.first != first) {
-		err = fmt.Errorf("%w: it is the one of %q from cseq %d", errChunk, c.conv, c.first)
+func (s *Store) takeApart(v []byte, conv store.Conv, lsn, first uint64) (wire.Chunk, error) {
+	c, err := wire.ParseChunk(v)
+	if err == nil && (string(c.Conv) != string(conv) || c.First != first) {
+		err = fmt.Errorf("%w: it is the one of %q from cseq %d", wire.ErrChunk, c.Conv, c.First)
 	}
 	return c, s.wrap(err, "%s: chunk from cseq %d, lsn %d", conv, first, lsn)
 }

@@ -5,11 +5,12 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // retain keeps a publication as its topic's retained message, or removes that.
 func (w *writer) retain(p *store.Publish) error {
-	w.key = keyPath(w.key[:0], tabRetained, p.Topic)
+	w.key = wire.KeyPath(w.key[:0], tabRetained, p.Topic)
 	had, known := w.retainedNow[p.Topic]
 	if !known {
 		v, err := w.s.get(w.key)
@@ -35,7 +36,7 @@ func (w *writer) retain(p *store.Publish) error {
 	}
 	w.val = w.val[:0]
 	if keep {
-		w.val = appendWhole(w.val, p.Publication)
+		w.val = wire.AppendWhole(w.val, p.Publication)
 	}
 	return w.put(!keep, w.val)
 }
@@ -51,14 +52,14 @@ func (s *Store) Retained(ctx context.Context, filter, after string, limit int, n
 		return nil, s.wrap(err, "retained messages")
 	}
 	defer it.Close()
-	m := newPathMatcher(filter)
+	m := wire.NewPathMatcher(filter)
 	start := []byte{tabRetained}
 	if after != "" {
-		start = append(keyPath(nil, tabRetained, after), 0)
+		start = append(wire.KeyPath(nil, tabRetained, after), 0)
 	}
 	bytes := 0
 	for ok := it.SeekGE(start); ok && len(list) < limit && bytes < pageBytes; {
-		match, seek := m.look(it.Key())
+		match, seek := m.Look(it.Key())
 		if !match {
 			if seek == nil {
 				break
@@ -66,10 +67,10 @@ func (s *Store) Retained(ctx context.Context, filter, after string, limit int, n
 			ok = it.SeekGE(seek)
 			continue
 		}
-		d := decoder{b: it.Value()}
-		p, good := d.whole()
+		d := wire.Decoder{B: it.Value()}
+		p, good := wire.ReadWhole(&d)
 		if !good {
-			topic, _, _ := pathOf(it.Key())
+			topic, _, _ := wire.PathOf(it.Key())
 			return nil, s.corrupt("retained message of %q", topic)
 		}
 		if p.Expires == 0 || p.Expires > now {
@@ -95,9 +96,9 @@ func (s *Store) RetainedCount(ctx context.Context) (uint64, error) {
 // dropRetained removes retained messages that have expired.
 func (s *Store) dropRetained(pos []byte, now int64) (next []byte, err error) {
 	expired := func(_, value []byte) bool {
-		d := decoder{b: value}
-		m, _ := d.publication()
-		return !d.bad && m.Expires != 0 && m.Expires <= now
+		d := wire.Decoder{B: value}
+		m, _ := wire.ReadPublication(&d)
+		return !d.Bad && m.Expires != 0 && m.Expires <= now
 	}
 	keys, next, err := s.scan(tabRetained, pos, expired)
 	if err != nil || len(keys) == 0 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // send numbers one message, unless its cid is known, and gathers it into chunk and inboxes.
@@ -71,7 +72,7 @@ func (w *writer) chunkFor(c *convHead, size int) *openChunk {
 		c.batch, c.startID, c.open = w.batch, c.lastID, nil
 		w.touched = append(w.touched, c)
 	}
-	if ch := c.open; ch != nil && len(ch.msgs) < chunkMessages && ch.bytes+size <= chunkBytes {
+	if ch := c.open; ch != nil && len(ch.msgs) < wire.ChunkMessages && ch.bytes+size <= wire.ChunkBytes {
 		return ch
 	}
 	w.lsn++
@@ -111,24 +112,24 @@ func (w *writer) recipient(c *convHead, i int, user string) (*inboxHead, error) 
 func (w *writer) feed(h *inboxHead, m *store.Send, lsn, index uint64) uint64 {
 	if h.batch != w.batch {
 		h.batch, h.first = w.batch, h.seq+1
-		h.runs, h.run, h.conv, h.minTS = h.runs[:0], run{}, "", m.TS
+		h.runs, h.run, h.conv, h.minTS = h.runs[:0], wire.Run{}, "", m.TS
 		w.fedInboxes = append(w.fedInboxes, h)
 	}
 	h.seq++
 	h.maxTS, h.minTS = max(h.maxTS, m.TS), min(h.minTS, m.TS)
-	if r := &h.run; r.lsn == lsn && r.index+r.count == index {
-		r.count++
+	if r := &h.run; r.LSN == lsn && r.Index+r.Count == index {
+		r.Count++
 		return h.seq
 	}
 	h.closeRun()
-	h.run = run{count: 1, conv: m.Conv, cseq: m.Cseq, lsn: lsn, index: index}
+	h.run = wire.Run{Count: 1, Conv: m.Conv, Cseq: m.Cseq, LSN: lsn, Index: index}
 	return h.seq
 }
 
 func (h *inboxHead) closeRun() {
-	if h.run.count > 0 {
-		h.runs = appendRun(h.runs, &h.run, h.conv)
-		h.conv = h.run.conv
+	if h.run.Count > 0 {
+		h.runs = wire.AppendRun(h.runs, &h.run, h.conv)
+		h.conv = h.run.Conv
 	}
 }
 
@@ -170,7 +171,7 @@ func (w *writer) flushChunk(ch *openChunk) error {
 	last := ch.msgs[len(ch.msgs)-1]
 	ch.ref.count, ch.ref.lastID, ch.ref.lastTS = uint64(len(ch.msgs)), last.ID, last.TS
 	w.key = keyLog(w.key[:0], ch.ref.lsn)
-	w.val, w.metaScratch = appendChunk(w.val[:0], w.metaScratch, ch.head.conv, ch.msgs, w.lastID)
+	w.val, w.metaScratch = wire.AppendChunk(w.val[:0], w.metaScratch, ch.head.conv, ch.msgs, w.lastID)
 	if err := w.pb.Set(w.key, w.val, nil); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // The value of a deletion mark: who sent the message.
@@ -38,13 +39,13 @@ func (w *writer) recall(r *store.Recall) error {
 	if v == nil {
 		return w.s.corrupt("%s: chunk from cseq %d, lsn %d is missing", r.Conv, ref.first, ref.lsn)
 	}
-	c, err := parseChunk(v)
+	c, err := wire.ParseChunk(v)
 	if err != nil {
 		return w.s.wrap(err, "%s: chunk from cseq %d, lsn %d", r.Conv, ref.first, ref.lsn)
 	}
-	ms, err := c.messages(r.Conv, 0, c.count)
-	if err != nil || uint64(len(ms)) != ref.count || c.first != ref.first {
-		return w.s.wrap(errors.Join(errChunk, err), "%s: chunk from cseq %d, lsn %d", r.Conv, ref.first, ref.lsn)
+	ms, err := c.Messages(r.Conv, 0, c.Count)
+	if err != nil || uint64(len(ms)) != ref.count || c.First != ref.first {
+		return w.s.wrap(errors.Join(wire.ErrChunk, err), "%s: chunk from cseq %d, lsn %d", r.Conv, ref.first, ref.lsn)
 	}
 	m := &ms[r.Cseq-ref.first]
 	if m.Recalled {
@@ -56,7 +57,7 @@ func (w *writer) recall(r *store.Recall) error {
 	for i := range ms {
 		all[i] = &ms[i]
 	}
-	v, w.metaScratch = appendChunk(nil, w.metaScratch, r.Conv, all, ms[len(ms)-1].ID+c.above)
+	v, w.metaScratch = wire.AppendChunk(nil, w.metaScratch, r.Conv, all, ms[len(ms)-1].ID+c.Above)
 	if w.rewritten == nil {
 		w.rewritten = map[uint64][]byte{}
 	}
@@ -84,7 +85,7 @@ func (w *writer) hide(d *store.Delete) error {
 	}
 	var at struct {
 		ref   chunkRef
-		chunk chunk
+		chunk wire.Chunk
 	}
 	for _, cseq := range d.Cseqs {
 		if inGroup && !m.Has(cseq) {
@@ -102,7 +103,7 @@ func (w *writer) hide(d *store.Delete) error {
 			if err != nil {
 				return err
 			}
-			c, err := parseChunk(value)
+			c, err := wire.ParseChunk(value)
 			if err != nil {
 				return w.s.wrap(err, "%s: chunk from cseq %d, lsn %d", d.Conv, ref.first, ref.lsn)
 			}
@@ -115,7 +116,7 @@ func (w *writer) hide(d *store.Delete) error {
 	return nil
 }
 
-func (w *writer) hideOne(d *store.Delete, v *viewEntry, c *chunk, cseq uint64) error {
+func (w *writer) hideOne(d *store.Delete, v *viewEntry, c *wire.Chunk, cseq uint64) error {
 	w.key = keyDeleted(w.key[:0], d.User, d.Conv, cseq)
 	old, err := w.s.get(w.key)
 	if err != nil {
@@ -125,14 +126,14 @@ func (w *writer) hideOne(d *store.Delete, v *viewEntry, c *chunk, cseq uint64) e
 		w.repeats = true
 		return nil
 	}
-	m := c.walk()
-	for n := c.first; n <= cseq; n++ {
-		if !m.next() {
-			return w.s.wrap(errChunk, "%s: chunk from cseq %d", d.Conv, c.first)
+	m := c.Walk()
+	for n := c.First; n <= cseq; n++ {
+		if !m.Next() {
+			return w.s.wrap(wire.ErrChunk, "%s: chunk from cseq %d", d.Conv, c.First)
 		}
 	}
 	mark := markOther
-	if string(m.sender()) == d.User {
+	if string(m.Sender()) == d.User {
 		mark = markOwn
 	}
 	v.deleted++

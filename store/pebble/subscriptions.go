@@ -9,6 +9,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // subscribe keeps a subscription, or removes it.
@@ -79,15 +80,15 @@ func (m *filterWalk) walk(prefix []byte, topic string, top bool) {
 	join := func(level string) []byte {
 		p := bytes.Clone(prefix)
 		if !top {
-			p = append(p, pathDeeper)
+			p = append(p, wire.PathDeeper)
 		}
-		return appendLevel(p, level)
+		return wire.AppendLevel(p, level)
 	}
 	next := []string{level, "+"}
 	if top && strings.HasPrefix(topic, "$") { // [MQTT-4.7.2-1]
 		next = next[:1]
 	} else {
-		m.take(append(join("#"), pathEnd))
+		m.take(append(join("#"), wire.PathEnd))
 	}
 	for _, l := range next {
 		p := join(l)
@@ -98,25 +99,25 @@ func (m *filterWalk) walk(prefix []byte, topic string, top bool) {
 			m.walk(p, rest, false)
 			continue
 		}
-		m.take(append(bytes.Clone(p), pathDeeper, '#', pathEnd)) // a/# matches a [MQTT-4.7.1-2]
-		m.take(append(p, pathEnd))
+		m.take(append(bytes.Clone(p), wire.PathDeeper, '#', wire.PathEnd)) // a/# matches a [MQTT-4.7.1-2]
+		m.take(append(p, wire.PathEnd))
 	}
 }
 
 // exists reports whether there is a filter at a prefix or below.
 func (m *filterWalk) exists(prefix []byte) bool {
-	if m.it.SeekGEWithLimit(append(bytes.Clone(prefix), pathDeeper), append(bytes.Clone(prefix), pathBeyond)) != pdb.IterValid {
+	if m.it.SeekGEWithLimit(append(bytes.Clone(prefix), wire.PathDeeper), append(bytes.Clone(prefix), wire.PathBeyond)) != pdb.IterValid {
 		return false
 	}
 	k := m.it.Key()
-	return len(k) > len(prefix) && bytes.HasPrefix(k, prefix) && k[len(prefix)] <= pathEnd
+	return len(k) > len(prefix) && bytes.HasPrefix(k, prefix) && k[len(prefix)] <= wire.PathEnd
 }
 
 // take lists the subscriptions with exactly one filter.
 func (m *filterWalk) take(prefix []byte) {
-	limit := append(bytes.Clone(prefix[:len(prefix)-1]), pathBeyond) // prefix ends with pathEnd
+	limit := append(bytes.Clone(prefix[:len(prefix)-1]), wire.PathBeyond) // prefix ends with wire.PathEnd
 	for st := m.it.SeekGEWithLimit(prefix, limit); st == pdb.IterValid && bytes.HasPrefix(m.it.Key(), prefix); st = m.it.NextWithLimit(limit) {
-		filter, rest, ok := pathOf(m.it.Key())
+		filter, rest, ok := wire.PathOf(m.it.Key())
 		group, client, ok2 := bytes.Cut(rest, []byte{0})
 		if !ok || !ok2 {
 			m.err = fmt.Errorf("%w: key %q", store.ErrCorrupt, m.it.Key())
@@ -127,4 +128,11 @@ func (m *filterWalk) take(prefix []byte) {
 		}
 		m.list = append(m.list, store.Subscription{Client: string(client), Filter: filter, Options: bytes.Clone(m.it.Value())})
 	}
+}
+
+// keyFilter is where a subscription is found by topic.
+func keyFilter(dst []byte, filter, client string) []byte {
+	group, rest := store.SplitShared(filter)
+	dst = append(append(wire.KeyPath(dst, tabFilter, rest), group...), 0)
+	return append(dst, client...)
 }

@@ -7,6 +7,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // topics applies the part of a batch that concerns ordinary topics.
@@ -51,7 +52,7 @@ func (w *writer) topics(b *store.TopicBatch) error {
 		w.key = append(append(w.key[:0], tabWill), x.Client...)
 		w.val = w.val[:0]
 		if !x.Remove {
-			w.val = appendWill(w.val, x)
+			w.val = wire.AppendWill(w.val, x)
 		}
 		if err := w.put(x.Remove, w.val); err != nil {
 			return err
@@ -299,7 +300,7 @@ func (s *Store) Wills(ctx context.Context, after string, limit int) (list []stor
 	}
 	defer it.Close()
 	for ok := it.First(); ok && len(list) < limit; ok = it.Next() {
-		x, good := decodeWill(string(it.Key()[1:]), it.Value())
+		x, good := wire.DecodeWill(string(it.Key()[1:]), it.Value())
 		if !good {
 			return nil, s.corrupt("will of %q", it.Key()[1:])
 		}

@@ -7,6 +7,7 @@ import (
 
 	pdb "github.com/cockroachdb/pebble/v2"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // generation is how many entries each half of a cache holds. An entry is some 200 bytes: the caches are bounded by
@@ -80,8 +81,8 @@ type inboxHead struct {
 	batch uint64
 	first uint64 // seq of the first entry
 	minTS int64
-	runs  []byte // closed runs
-	run   run    // the open one
+	runs  []byte   // closed runs
+	run   wire.Run // the open one
 	conv  store.Conv
 }
 
@@ -175,15 +176,15 @@ func (w *writer) load(s *Store) error {
 			return s.wrap(err, "read the end of the log")
 		}
 		w.lsn = tail(it.Key())
-		c, err := parseChunk(value)
+		c, err := wire.ParseChunk(value)
 		if err != nil {
 			return s.wrap(err, "last chunk of the log, lsn %d", w.lsn)
 		}
-		last, err := c.lastID()
+		last, err := c.LastID()
 		if err != nil {
 			return s.wrap(err, "last chunk of the log, lsn %d", w.lsn)
 		}
-		w.lastID = last + c.above
+		w.lastID = last + c.Above
 	}
 	if err := it.Error(); err != nil {
 		return s.wrap(err, "find the end of the log")
@@ -214,22 +215,11 @@ func (w *writer) loadTopics() error {
 	if err != nil || v == nil {
 		return err
 	}
-	d := decoder{b: v}
-	if w.retained = d.uvarint(); d.bad {
+	d := wire.Decoder{B: v}
+	if w.retained = d.Uvarint(); d.Bad {
 		return w.s.corrupt("number of retained messages")
 	}
 	return nil
-}
-
-// lastID is the id of the chunk's last message.
-func (c *chunk) lastID() (int64, error) {
-	r := c.walk()
-	for range c.count {
-		if !r.next() {
-			return 0, errChunk
-		}
-	}
-	return r.id, nil
 }
 
 func (w *writer) begin(pb *pdb.Batch) {

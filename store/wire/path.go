@@ -1,55 +1,54 @@
-package pebble
+package wire
 
 import (
 	"bytes"
 	"strings"
-
-	"github.com/mqim/mqim/store"
 )
 
 // Topics and filters are keys level by level, so that what lies below a level is a range, and in an order in which a
 // level's own key comes after everything below it: levels are joined by 0 and closed by 1. The bytes 1 and 2 within a
 // level, which UTF-8 has as control characters, are preceded by 2.
 const (
-	pathDeeper = 0
-	pathEnd    = 1
-	pathBeyond = 2 // sorts behind everything below a level, and its own key; also escapes
+	PathDeeper = 0
+	PathEnd    = 1
+	PathBeyond = 2 // sorts behind everything below a level, and its own key; also escapes
 )
 
-func appendLevel(dst []byte, level string) []byte {
+// AppendLevel writes a level without what ends it.
+func AppendLevel(dst []byte, level string) []byte {
 	for i := range len(level) {
-		if c := level[i]; c == pathEnd || c == pathBeyond {
-			dst = append(dst, pathBeyond)
+		if c := level[i]; c == PathEnd || c == PathBeyond {
+			dst = append(dst, PathBeyond)
 		}
 		dst = append(dst, level[i])
 	}
 	return dst
 }
 
-// keyPath is the key of a topic or a filter in a table.
-func keyPath(dst []byte, table byte, path string) []byte {
+// KeyPath is the key of a topic or a filter in a table.
+func KeyPath(dst []byte, table byte, path string) []byte {
 	dst = append(dst, table)
 	for more := true; more; {
 		var level string
 		level, path, more = strings.Cut(path, "/")
-		dst = appendLevel(dst, level)
+		dst = AppendLevel(dst, level)
 		if more {
-			dst = append(dst, pathDeeper)
+			dst = append(dst, PathDeeper)
 		}
 	}
-	return append(dst, pathEnd)
+	return append(dst, PathEnd)
 }
 
-// pathOf takes the path out of a key, and what follows it; ok is false where the key is none.
-func pathOf(key []byte) (path string, rest []byte, ok bool) {
+// PathOf takes the path out of a key, and what follows it; ok is false where the key is none.
+func PathOf(key []byte) (path string, rest []byte, ok bool) {
 	var b strings.Builder
 	for i := 1; i < len(key); i++ {
 		switch c := key[i]; c {
-		case pathDeeper:
+		case PathDeeper:
 			b.WriteByte('/')
-		case pathEnd:
+		case PathEnd:
 			return b.String(), key[i+1:], true
-		case pathBeyond:
+		case PathBeyond:
 			if i++; i == len(key) {
 				return "", nil, false
 			}
@@ -61,36 +60,30 @@ func pathOf(key []byte) (path string, rest []byte, ok bool) {
 	return "", nil, false
 }
 
-// keyFilter is where a subscription is found by topic.
-func keyFilter(dst []byte, filter, client string) []byte {
-	group, rest := store.SplitShared(filter)
-	dst = append(append(keyPath(dst, tabFilter, rest), group...), 0)
-	return append(dst, client...)
-}
-
-// pathMatcher walks over the keys of a table that a filter matches.
-type pathMatcher struct {
+// PathMatcher walks over the keys of a table that a filter matches.
+type PathMatcher struct {
 	levels [][]byte // of the filter, as in keys
 }
 
-func newPathMatcher(filter string) *pathMatcher {
-	m := &pathMatcher{}
+// NewPathMatcher makes a matcher for a filter without $share.
+func NewPathMatcher(filter string) *PathMatcher {
+	m := &PathMatcher{}
 	for level := range strings.SplitSeq(filter, "/") {
-		m.levels = append(m.levels, appendLevel(nil, level))
+		m.levels = append(m.levels, AppendLevel(nil, level))
 	}
 	return m
 }
 
-// look says whether the filter matches a key, and where it does not, from which key on the next match may lie; nil: there
+// Look says whether the filter matches a key, and where it does not, from which key on the next match may lie; nil: there
 // is none. key has the table in front.
-func (m *pathMatcher) look(key []byte) (match bool, seek []byte) {
+func (m *PathMatcher) Look(key []byte) (match bool, seek []byte) {
 	at := 1 // where the key's next level begins
 	for i, f := range m.levels {
 		if at < 0 { // the key has no more levels
 			if string(f) == "#" {
 				return true, nil // a/# matches a [MQTT-4.7.1-2]
 			}
-			return false, append(bytes.Clone(key[:len(key)-1]), pathBeyond)
+			return false, append(bytes.Clone(key[:len(key)-1]), PathBeyond)
 		}
 		wild := string(f) == "+" || string(f) == "#"
 		if i == 0 && wild && key[at] == '$' { // [MQTT-4.7.2-1]
@@ -107,7 +100,7 @@ func (m *pathMatcher) look(key []byte) (match bool, seek []byte) {
 			case c > 0 && i == 0:
 				return false, nil
 			case c > 0: // past it: on behind the level above
-				return false, append(bytes.Clone(key[:at-1]), pathBeyond)
+				return false, append(bytes.Clone(key[:at-1]), PathBeyond)
 			}
 		}
 		if at = -1; deeper {
@@ -117,18 +110,18 @@ func (m *pathMatcher) look(key []byte) (match bool, seek []byte) {
 	if at < 0 {
 		return true, nil
 	}
-	return false, append(bytes.Clone(key[:at-1]), pathEnd) // deeper than the filter
+	return false, append(bytes.Clone(key[:at-1]), PathEnd) // deeper than the filter
 }
 
 // levelEnd is where the level that begins at a place ends; deeper: another follows.
 func levelEnd(key []byte, at int) (end int, deeper bool) {
 	for i := at; i < len(key); i++ {
 		switch key[i] {
-		case pathBeyond:
+		case PathBeyond:
 			i++
-		case pathDeeper:
+		case PathDeeper:
 			return i, true
-		case pathEnd:
+		case PathEnd:
 			return i, false
 		}
 	}
