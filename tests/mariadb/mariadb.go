@@ -5,6 +5,7 @@ package mariadb
 import (
 	"bytes"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -23,11 +24,14 @@ const patience = 60 * time.Second
 // Password is that of the user mqim, for tests that look for it where it must not be.
 const Password = "hush-hush-database"
 
+// ErrNotInstalled: the machine has no MariaDB.
+var ErrNotInstalled = errors.New("not installed: make test-deps")
+
 // Server is a running server with a database named mqim. It belongs to the goroutine of its test.
 type Server struct {
 	DB *sql.DB // the administrator's
 
-	t      *testing.T
+	fatal  func(args ...any)
 	dir    string
 	port   int
 	cmd    *exec.Cmd
@@ -35,68 +39,97 @@ type Server struct {
 	done   chan struct{} // closed when the process has ended
 }
 
-// Start starts a server. It is stopped, and its folder removed, with the test.
-func Start(t *testing.T) *Server {
+// Start starts a server, with args beside what it needs. It is stopped, and its folder removed, with the test.
+func Start(t *testing.T, args ...string) *Server {
 	t.Helper()
-	install, daemon := find(t, "mariadb-install-db"), find(t, "mariadbd")
-	dir, err := os.MkdirTemp("", "mdb") // t.TempDir is too long for the path of a socket
+	s, err := Launch(args...)
+	if errors.Is(err, ErrNotInstalled) && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, dir: dir}
-	t.Cleanup(func() {
-		if s.DB != nil {
-			_ = s.DB.Close()
-		}
-		s.Stop()
-		_ = os.RemoveAll(dir)
-	})
+	s.fatal = t.Fatal
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Launch is Start for a server that several tests share: Close is the caller's business, and what goes wrong in the
+// methods is a panic. Errors: ErrNotInstalled.
+func Launch(args ...string) (*Server, error) {
+	install, err := find("mariadb-install-db")
+	if err != nil {
+		return nil, err
+	}
+	daemon, err := find("mariadbd")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "mdb") // a test's own folder is too long for the path of a socket
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{dir: dir, fatal: func(args ...any) { panic(fmt.Sprint(args...)) }}
+	if err := s.launch(install, daemon, args); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) launch(install, daemon string, args []string) error {
 	me := "--user=" + os.Getenv("USER")
 	if os.Getuid() == 0 {
 		me = "--user=root"
 	}
 	out, err := exec.Command(install, "--no-defaults", "--datadir="+s.path("data"), "--auth-root-authentication-method=normal", "--skip-test-db", me).CombinedOutput()
 	if err != nil {
-		t.Fatalf("mariadb-install-db: %v\n%s", err, out)
+		return fmt.Errorf("mariadb-install-db: %w\n%s", err, out)
 	}
-	s.cmd = exec.Command(daemon, "--no-defaults", "--datadir="+s.path("data"), "--socket="+s.path("sock"), "--pid-file="+s.path("pid"),
-		"--bind-address=127.0.0.1", "--skip-name-resolve", "--innodb-buffer-pool-size=16M", "--skip-log-bin", me)
-	s.port = freePort(t)
+	s.cmd = exec.Command(daemon, append([]string{"--no-defaults", "--datadir=" + s.path("data"), "--socket=" + s.path("sock"), "--pid-file=" + s.path("pid"),
+		"--bind-address=127.0.0.1", "--skip-name-resolve", "--innodb-buffer-pool-size=16M", "--skip-log-bin", me}, args...)...)
+	if s.port, err = freePort(); err != nil {
+		return err
+	}
 	admin := mysql.NewConfig()
 	admin.User, admin.Net, admin.Addr, admin.Logger = "root", "unix", s.path("sock"), &mysql.NopLogger{}
 	connector, err := mysql.NewConnector(admin)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	s.DB = sql.OpenDB(connector)
-	s.Run()
-	s.Exec("CREATE DATABASE mqim", "CREATE USER mqim@'%' IDENTIFIED BY '"+Password+"'", "GRANT SELECT ON mqim.* TO mqim@'%'")
-	return s
+	if err := s.run(); err != nil {
+		return err
+	}
+	return s.exec("CREATE DATABASE mqim", "CREATE USER mqim@'%' IDENTIFIED BY '"+Password+"'", "GRANT SELECT ON mqim.* TO mqim@'%'")
+}
+
+// Close stops the server and removes its folder.
+func (s *Server) Close() {
+	if s.DB != nil {
+		_ = s.DB.Close()
+	}
+	s.Stop()
+	_ = os.RemoveAll(s.dir)
 }
 
 // find is the path of a program.
-func find(t *testing.T, name string) string {
-	t.Helper()
+func find(name string) (string, error) {
 	for _, candidate := range []string{name, "/usr/sbin/" + name} { // Debian's place for servers is not in everybody's PATH
 		if path, err := exec.LookPath(candidate); err == nil {
-			return path
+			return path, nil
 		}
 	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is not installed: make test-deps", name)
-	}
-	t.Skipf("%s is not installed: make test-deps", name)
-	return ""
+	return "", fmt.Errorf("%s is %w", name, ErrNotInstalled)
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
+func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 func (s *Server) path(name string) string { return filepath.Join(s.dir, name) }
@@ -104,24 +137,38 @@ func (s *Server) path(name string) string { return filepath.Join(s.dir, name) }
 // DSN is how the user mqim connects.
 func (s *Server) DSN() string { return fmt.Sprintf("mqim:%s@tcp(127.0.0.1:%d)/mqim", Password, s.port) }
 
+// Addr is where the server listens.
+func (s *Server) Addr() string { return fmt.Sprintf("127.0.0.1:%d", s.port) }
+
 // Exec runs statements as the administrator.
 func (s *Server) Exec(statements ...string) {
-	s.t.Helper()
+	if err := s.exec(statements...); err != nil {
+		s.fatal(err)
+	}
+}
+
+func (s *Server) exec(statements ...string) error {
 	for _, statement := range statements {
-		if _, err := s.DB.ExecContext(s.t.Context(), statement); err != nil {
-			s.t.Fatalf("%s: %v", statement, err)
+		if _, err := s.DB.Exec(statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
 		}
 	}
+	return nil
 }
 
 // Run starts the process again after Stop, on the same port, and waits until it answers.
 func (s *Server) Run() {
-	s.t.Helper()
+	if err := s.run(); err != nil {
+		s.fatal(err)
+	}
+}
+
+func (s *Server) run() error {
 	cmd := exec.Command(s.cmd.Path, append(s.cmd.Args[1:len(s.cmd.Args):len(s.cmd.Args)], fmt.Sprint("--port=", s.port))...)
 	s.output.Reset()
 	cmd.Stdout, cmd.Stderr = &s.output, &s.output
 	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
+		return err
 	}
 	done := make(chan struct{})
 	go func() {
@@ -129,38 +176,37 @@ func (s *Server) Run() {
 		close(done)
 	}()
 	s.cmd.Process, s.done = cmd.Process, done
-	for end := time.Now().Add(patience); s.DB.PingContext(s.t.Context()) != nil; {
+	for end := time.Now().Add(patience); s.DB.Ping() != nil; {
 		select {
 		case <-done:
-			s.t.Fatalf("mariadbd ended:\n%s", s.output.String())
+			return fmt.Errorf("mariadbd ended:\n%s", s.output.String())
 		case <-time.After(20 * time.Millisecond): // between looks, not instead of them
 		}
 		if time.Now().After(end) {
-			s.t.Fatal("mariadbd does not answer")
+			return errors.New("mariadbd does not answer")
 		}
 	}
+	return nil
 }
 
 // Hang makes the process accept connections and answer nothing, until Resume.
 func (s *Server) Hang() {
-	s.t.Helper()
 	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		s.t.Fatal(err)
+		s.fatal(err)
 	}
 	// The signal is on its way; threads go on until the last of them has stopped, which the parent is told.
 	var status syscall.WaitStatus
 	for !status.Stopped() {
 		if _, err := syscall.Wait4(s.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil && err != syscall.EINTR {
-			s.t.Fatal(err)
+			s.fatal(err)
 		}
 	}
 }
 
 // Resume ends Hang.
 func (s *Server) Resume() {
-	s.t.Helper()
 	if err := s.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-		s.t.Fatal(err)
+		s.fatal(err)
 	}
 }
 
