@@ -1,0 +1,57 @@
+package mysql
+
+// Statement is one of those that the driver sends, with arguments for it.
+type Statement struct {
+	Text string
+	Args []any
+}
+
+// Statements are all of them, with three rows where rows are repeated.
+func Statements() (list []Statement) {
+	for _, st := range statements {
+		x := Statement{Text: st.text(3)}
+		for i := range argCount(st, 3) {
+			x.Args = append(x.Args, sample(st, i))
+		}
+		list = append(list, x)
+	}
+	return list
+}
+
+func placeholders(s string) (n int) {
+	for i := range s {
+		if s[i] == '?' {
+			n++
+		}
+	}
+	return n
+}
+
+func argCount(st *statement, rows int) int {
+	if st.row == "" {
+		return placeholders(st.head)
+	}
+	return placeholders(st.head) + rows*st.perRow + placeholders(st.tail)
+}
+
+func sample(st *statement, i int) any {
+	head := placeholders(st.head)
+	k := i
+	row := 0
+	if st.row != "" && i >= head {
+		if j := i - head; j < 3*st.perRow {
+			k, row = head+j%st.perRow, j/st.perRow
+		} else {
+			k = i - 2*st.perRow
+		}
+	}
+	if st.kinds[k] == 'n' {
+		return 1000 + row
+	}
+	return []string{"n11", "n17", "n23"}[row]
+}
+
+// Counts are what the store has met: attempts that had to be repeated, and answers to COMMIT that were lost.
+func (s *Store) Counts() (roundTrips, retries, unknown int64) {
+	return s.counters.roundTrips.Load(), s.counters.retries.Load(), s.counters.unknown.Load()
+}
