@@ -143,6 +143,9 @@ func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device) e
 	u.mu.Unlock()
 	if ending { // the end of the session before must not come after the beginning of this one
 		e.awaitFlush()
+		u.mu.Lock()
+		delete(u.ended, rec.Device) // where it could not be written
+		u.mu.Unlock()
 	}
 	streams, err := e.streamsOf(ctx, u, rec.DeviceKey)
 	if err != nil {

@@ -67,7 +67,7 @@ func TestGroupModel(t *testing.T) {
 	if seeds > 10 {
 		for _, k := range []string{
 			"create", "add", "remove", "join", "leave", "role", "transfer", "mute", "update", "dissolve", "growth", "come back",
-			"crash between", "refused room", "retransmit", "dup", "conflict", "not_member", "muted", "not_found",
+			"crash between", "refused room", "retransmit", "dup", "conflict", "not_member", "not_found",
 			"group receipt", "recall", "delete", "large sync", "history of all", "gap",
 		} {
 			if total[k] == 0 {

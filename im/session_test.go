@@ -184,8 +184,8 @@ func TestFlushFailsWhileResumed(t *testing.T) {
 		})
 		b.dev.Disconnect(true)
 		time.Sleep(time.Second) // the flusher hangs with the end of the session
+		time.AfterFunc(time.Second, func() { close(gate) })
 		w.connect("bob", "b", persistent, IM)
-		close(gate)
 		time.Sleep(time.Second)
 		if _, err := w.st.Device(t.Context(), store.DeviceKey{User: "bob", Device: "b"}); err != nil {
 			t.Errorf("the new session: %v", err)
@@ -201,7 +201,6 @@ func TestFlushDelayed(t *testing.T) {
 		w.sendMany(a, "bob", 1, 3)
 		time.Sleep(time.Second)
 		gate := make(chan struct{})
-		defer close(gate)
 		w.st.set(func() {
 			w.st.onCommit = func(b *store.Batch, commit func() error) error {
 				if b.Lazy {
@@ -239,7 +238,8 @@ func TestFlushDelayed(t *testing.T) {
 		b = w.connect("bob", "b", persistent, IM)
 		synctest.Wait()
 		wantSeqs(t, b, 3)
-		o = w.connect("bob", "o", persistent, IM) // its session was over
+		time.AfterFunc(time.Second, func() { close(gate) })
+		o = w.connect("bob", "o", persistent, IM) // its session was over, which is waited for
 		synctest.Wait()
 		wantSeqs(t, o, 3)
 	})
