@@ -150,7 +150,9 @@ func (l *teamLink) Deliver(e store.Entry, _ uint64, _ Profile, _ int) bool {
 func (l *teamLink) Kick() {
 	if n := l.cseq.Load(); n > uint64(l.done.Load()) {
 		l.done.Store(int64(n))
-		_ = l.dev.ackConv(team, n)
+		if err := l.dev.ackConv(team, n); err != nil {
+			panic(err) // it has been handed this very message
+		}
 	}
 }
 

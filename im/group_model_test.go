@@ -4,10 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,41 +37,13 @@ type groupCommand struct {
 }
 
 func TestGroupModel(t *testing.T) {
-	seeds, steps := 25, 250
-	if os.Getenv("MQIM_TORTURE") != "" {
-		seeds, steps = 1500, 500
-	}
-	first := rand.Uint64N(1 << 32)
-	if s := os.Getenv("MQIM_SEED"); s != "" {
-		first, _ = strconv.ParseUint(s, 10, 64)
-		seeds = 1
-	}
-	total := map[string]int{}
-	for i := range seeds {
-		seed := first + uint64(i)
-		synctest.Test(t, func(t *testing.T) {
-			m := &groupModel{model: newModel(t, seed)}
-			m.run(steps)
-			for k, n := range m.tally {
-				total[k] += n
-			}
-		})
-		if t.Failed() {
-			t.Fatalf("run again with MQIM_SEED=%d", seed)
-		}
-	}
-	t.Logf("first seed %d: %v", first, total)
-	if seeds > 10 {
-		for _, k := range []string{
-			"create", "add", "remove", "join", "leave", "role", "transfer", "mute", "update", "dissolve", "growth", "come back",
-			"crash between", "refused room", "retransmit", "dup", "conflict", "not_member", "not_found",
-			"group receipt", "recall", "delete", "large sync", "history of all", "gap",
-		} {
-			if total[k] == 0 {
-				t.Errorf("no %q in any run: the test does not test it", k)
-			}
-		}
-	}
+	runSeeds(t, seeds{short: 25, steps: 250, longSteps: 500, sure: 100}, func(t *testing.T, seed uint64, steps int) map[string]int {
+		m := &groupModel{model: newModel(t, seed)}
+		m.run(steps)
+		return m.tally
+	}, "create", "add", "remove", "join", "leave", "role", "transfer", "mute", "muted", "update", "dissolve", "growth", "come back",
+		"crash between", "refused room", "retransmit", "dup", "conflict", "not_member", "not_found", "repeated",
+		"group receipt", "recall", "delete", "large sync", "history of all", "gap")
 }
 
 func (m *groupModel) run(steps int) {

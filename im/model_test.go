@@ -231,20 +231,31 @@ func (l *modelLink) command(name, payload string, f func(b []byte, err *Error)) 
 }
 
 func TestModel(t *testing.T) {
-	seeds, steps := 50, 200
+	runSeeds(t, seeds{short: 50, steps: 200, longSteps: 400, sure: 50}, func(t *testing.T, seed uint64, steps int) map[string]int {
+		return runModel(t, seed, steps)
+	}, "deliver", "retransmit", "receipt", "crash", "dup", "conflict", "refused room", "close 0")
+}
+
+// seeds says how many random runs a model test makes, and how long they are.
+type seeds struct{ short, steps, longSteps, sure int }
+
+// runSeeds runs a model with one seed after the other, each in a bubble, and adds up what happened. Where there are so many
+// runs that it is sure to, everything in want must have happened: else the test does not test it.
+func runSeeds(t *testing.T, s seeds, run func(t *testing.T, seed uint64, steps int) map[string]int, want ...string) {
+	n, steps := s.short, s.steps
 	if os.Getenv("MQIM_TORTURE") != "" {
-		seeds, steps = 1500, 400
+		n, steps = 1500, s.longSteps
 	}
 	first := rand.Uint64N(1 << 32)
-	if s := os.Getenv("MQIM_SEED"); s != "" {
-		first, _ = strconv.ParseUint(s, 10, 64)
-		seeds = 1
+	if seed := os.Getenv("MQIM_SEED"); seed != "" {
+		first, _ = strconv.ParseUint(seed, 10, 64)
+		n = 1
 	}
 	total := map[string]int{}
-	for i := range seeds {
+	for i := range n {
 		seed := first + uint64(i)
 		synctest.Test(t, func(t *testing.T) {
-			for k, n := range runModel(t, seed, steps) {
+			for k, n := range run(t, seed, steps) {
 				total[k] += n
 			}
 		})
@@ -253,11 +264,9 @@ func TestModel(t *testing.T) {
 		}
 	}
 	t.Logf("first seed %d: %v", first, total)
-	if seeds > 10 {
-		for _, k := range []string{"deliver", "retransmit", "receipt", "crash", "dup", "conflict", "refused room", "close 0"} {
-			if total[k] == 0 {
-				t.Errorf("no %q in any run: the test does not test it", k)
-			}
+	for _, k := range want {
+		if n >= s.sure && total[k] == 0 {
+			t.Errorf("no %q in any run: the test does not test it", k)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"slices"
 
 	"github.com/mqim/mqim/store"
 )
@@ -102,10 +101,7 @@ func changedAt(spans []store.Span) uint64 {
 
 // end closes the last span, when the group is dissolved.
 func (g *groupStream) end(cseq uint64) {
-	if n := len(g.spans) - 1; g.spans[n].To == 0 {
-		g.spans = slices.Clone(g.spans)
-		g.spans[n].To = cseq
-	}
+	g.spans = store.CloseSpan(g.spans, cseq)
 }
 
 // source is what a stream reads.

@@ -62,15 +62,6 @@ func (g *Group) ReceiptMode() ReceiptMode {
 	return ReceiptsAll
 }
 
-// Span is a stretch of a log: From ≤ cseq ≤ To. To 0 is open: there is no end yet.
-type Span struct{ From, To uint64 }
-
-// Has reports whether cseq lies within.
-func (s Span) Has(cseq uint64) bool { return cseq >= s.From && (s.To == 0 || cseq <= s.To) }
-
-// MaxSpans is how many of a member's spans are kept; the oldest are forgotten.
-const MaxSpans = 64
-
 // Member is a user's part in a group, present or past. Whoever has never been a member has neither role nor spans.
 type Member struct {
 	Group      string
@@ -81,16 +72,6 @@ type Member struct {
 	// Spans are what the user was there for, ascending: each begins with the cseq of the message that says it joined and
 	// ends with the one that says it left. In a group that has ended the last one ends with it. Only the last may be open.
 	Spans []Span
-}
-
-// Has reports whether cseq was sent while the user was a member.
-func (m *Member) Has(cseq uint64) bool {
-	for i := len(m.Spans) - 1; i >= 0; i-- {
-		if cseq >= m.Spans[i].From {
-			return m.Spans[i].Has(cseq)
-		}
-	}
-	return false
 }
 
 // Change is what a message does to its group, in one step with it. It is built on a known state of the group; should

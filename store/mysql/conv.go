@@ -149,28 +149,13 @@ func (x *reader) scanOwnView(r *sql.Rows) (err error) {
 	return err
 }
 
-// clip is what of spans lies within from … to; none of the result is open.
-func clip(spans []store.Span, from, to uint64) []store.Span {
-	var out []store.Span
-	for _, x := range spans {
-		if x.To == 0 {
-			x.To = to
-		}
-		x.From, x.To = max(x.From, from), min(x.To, to)
-		if x.From <= x.To {
-			out = append(out, x)
-		}
-	}
-	return out
-}
-
 func (x *reader) askUnread(p *packet) {
 	spans := []store.Span{{From: 1}}
 	conv := x.c.Conv
 	if isGroup(conv) {
 		spans = ended(x.m, x.ended).Spans
 	}
-	if x.spans = clip(spans, 1, x.head.cseq); len(x.spans) == 0 {
+	if x.spans = store.Clip(spans, 1, x.head.cseq); len(x.spans) == 0 {
 		return
 	}
 	x.c.Head = x.spans[len(x.spans)-1].To
@@ -189,7 +174,7 @@ func (x *reader) askUnread(p *packet) {
 	if x.first > 0 {
 		read = max(read, x.first-1) // what retention has removed cannot be read any more
 	}
-	if x.unread = clip(x.spans, read+1, x.c.Head); len(x.unread) == 0 {
+	if x.unread = store.Clip(x.spans, read+1, x.c.Head); len(x.unread) == 0 {
 		return
 	}
 	for _, sp := range x.unread {
@@ -361,9 +346,6 @@ func (x *reader) result() store.Conversation {
 
 // ended is a member's record as the end of the group has left it: the span that was open is closed.
 func ended(m store.Member, end uint64) store.Member {
-	if n := len(m.Spans); n > 0 && m.Spans[n-1].To == 0 {
-		m.Spans = slices.Clone(m.Spans)
-		m.Spans[n-1].To = end
-	}
+	m.Spans = store.CloseSpan(m.Spans, end)
 	return m
 }

@@ -188,21 +188,10 @@ func (s *Store) countReceipt(
 		return nil
 	}
 	list, err := s.spans(spans, group, *user)
-	m := store.Member{Spans: list}
-	if err != nil || !m.Has(cseq) {
-		return err
+	if err == nil {
+		r.Count(&store.Member{User: *user, Spans: list}, delivered.V, read.V, cseq, names)
 	}
-	r.Delivered++
-	if names {
-		r.DeliveredBy = append(r.DeliveredBy, *user)
-	}
-	if read.V >= cseq {
-		r.Read++
-		if names {
-			r.ReadBy = append(r.ReadBy, *user)
-		}
-	}
-	return nil
+	return err
 }
 
 // Notices lists notices in the order of their time.

@@ -189,17 +189,11 @@ func (w *writer) address(g *groupHead, m *store.Send) {
 func (w *writer) change(g *groupHead, m *store.Send) {
 	ch := m.Change
 	rec := &ch.Group
-	rec.ID, rec.Version, rec.Ended = g.ID, g.Version+1, 0
-	rec.LargeFrom, rec.MemberCount = g.LargeFrom, g.MemberCount
-	if ch.Large && g.small() {
-		rec.LargeFrom = m.Cseq
+	if ch.Become(&g.Group, m.Cseq) {
 		for _, u := range g.members {
 			w.listed[viewKey{u, g.conv}] = listing{present: true, large: true}
 		}
 		g.members, g.LargeFrom = nil, m.Cseq
-	}
-	if ch.End {
-		rec.Ended = m.Cseq
 	}
 	if !g.own {
 		g.members, g.own = slices.Clone(g.members), true
@@ -214,24 +208,14 @@ func (w *writer) change(g *groupHead, m *store.Send) {
 func (w *writer) changeMember(g *groupHead, m *store.Send, given *store.Member) (n int) {
 	old := w.memberOf(g, given.User)
 	k := viewKey{given.User, g.conv}
-	was, is := old.Role != store.NoRole, given.Role != store.NoRole
-	old.Role, old.MutedUntil = given.Role, given.MutedUntil
+	n = old.Become(given, m.Cseq)
 	switch {
-	case !was && !is:
-		*given = *old
-		return 0
-	case !was:
-		old.Joined = given.Joined
-		old.Spans = append(old.Spans, store.Span{From: m.Cseq})
-		if len(old.Spans) > store.MaxSpans {
-			old.Spans = slices.Delete(old.Spans, 0, len(old.Spans)-store.MaxSpans)
-		}
-		n = 1
+	case n > 0:
 		w.listed[k] = listing{present: true, large: !g.small()}
-	case !is:
-		old.Spans[len(old.Spans)-1].To = m.Cseq
-		n = -1
+	case n < 0:
 		w.listed[k] = listing{large: !g.small(), leftID: m.ID}
+	case old.Role == store.NoRole:
+		return 0 // he was not there, nor is he
 	}
 	if n != 0 && g.small() {
 		i, there := slices.BinarySearch(g.members, given.User)
@@ -243,8 +227,6 @@ func (w *writer) changeMember(g *groupHead, m *store.Send, given *store.Member) 
 			m.Inboxes = append(m.Inboxes, store.InboxRef{User: given.User})
 		}
 	}
-	*given = *old
-	given.Spans = slices.Clone(old.Spans)
 	w.changed[k] = true
 	return n
 }

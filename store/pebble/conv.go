@@ -237,7 +237,7 @@ func (s *Store) conversation(user string, conv store.Conv) (store.Conversation, 
 		if err != nil {
 			return out, err
 		}
-		spans = clip(m.Spans, 1, out.Head)
+		spans = store.Clip(m.Spans, 1, out.Head)
 		if len(spans) == 0 {
 			return store.Conversation{Conv: conv}, nil
 		}
@@ -260,21 +260,6 @@ func (s *Store) conversation(user string, conv store.Conv) (store.Conversation, 
 	}
 	out.Last, err = s.newest(user, conv, spans, v.deleted > 0)
 	return out, err
-}
-
-// clip is what of spans lies within from … to; none of the result is open.
-func clip(spans []store.Span, from, to uint64) []store.Span {
-	var out []store.Span
-	for _, x := range spans {
-		if x.To == 0 {
-			x.To = to
-		}
-		x.From, x.To = max(x.From, from), min(x.To, to)
-		if x.From <= x.To {
-			out = append(out, x)
-		}
-	}
-	return out
 }
 
 // newest is the newest message of spans, which are closed, that the user has not deleted: one of the last few before
@@ -327,7 +312,7 @@ func (s *Store) unread(
 			read = max(read, first.first-1) // what retention has removed cannot be read any more
 		}
 	}
-	spans = clip(spans, read+1, c.Head)
+	spans = store.Clip(spans, read+1, c.Head)
 	if len(spans) == 0 {
 		return 0, nil
 	}

@@ -51,7 +51,7 @@ func (s *Store) member(group, user string) (store.Member, error) {
 		return m, err
 	}
 	g, err := s.group(group)
-	m.Spans[len(m.Spans)-1].To = g.Ended
+	m.Spans = store.CloseSpan(m.Spans, g.Ended)
 	return m, err
 }
 
@@ -97,9 +97,7 @@ func (s *Store) Members(
 			return nil, "", err
 		}
 		after = m.User
-		if n := len(m.Spans); m.Spans[n-1].To == 0 {
-			m.Spans[n-1].To = g.Ended
-		}
+		m.Spans = store.CloseSpan(m.Spans, g.Ended)
 		list = append(list, m)
 	}
 	return list, "", s.wrap(it.Error(), "members of group %q", group)
@@ -306,20 +304,10 @@ func (s *Store) countReceipt(
 		return nil
 	}
 	m, err := s.iterMember(it, group)
-	if err != nil || !m.Has(cseq) {
-		return err
+	if err == nil {
+		r.Count(&m, v.delivered, v.read, cseq, names)
 	}
-	r.Delivered++
-	if names {
-		r.DeliveredBy = append(r.DeliveredBy, m.User)
-	}
-	if v.read >= cseq {
-		r.Read++
-		if names {
-			r.ReadBy = append(r.ReadBy, m.User)
-		}
-	}
-	return nil
+	return err
 }
 
 // The flags of an entry of a user's list of groups.

@@ -131,19 +131,13 @@ func (w *writer) address(g *groupHead, m *store.Send) error {
 func (w *writer) change(g *groupHead, m *store.Send) error {
 	ch := m.Change
 	rec := &ch.Group
-	rec.ID, rec.Version, rec.Ended = g.ID, g.Version+1, 0
-	rec.LargeFrom, rec.MemberCount = g.LargeFrom, g.MemberCount
-	if ch.Large && g.small() {
-		rec.LargeFrom = m.Cseq
+	if ch.Become(&g.Group, m.Cseq) {
 		for _, u := range g.members {
 			if err := w.list(g.conv, u, listCurrent|listLarge, 0); err != nil {
 				return err
 			}
 		}
 		g.members, g.LargeFrom = nil, m.Cseq
-	}
-	if ch.End {
-		rec.Ended = m.Cseq
 	}
 	for i := range ch.Members {
 		n, err := w.changeMember(g, m, &ch.Members[i])
@@ -164,28 +158,18 @@ func (w *writer) changeMember(g *groupHead, m *store.Send, given *store.Member) 
 	if err != nil {
 		return 0, err
 	}
-	was, is := old.Role != store.NoRole, given.Role != store.NoRole
-	old.Role, old.MutedUntil = given.Role, given.MutedUntil
+	n = old.Become(given, m.Cseq)
 	flags := byte(0)
 	if !g.small() {
 		flags = listLarge
 	}
 	switch {
-	case !was && !is:
-		*given = *old
-		return 0, nil
-	case !was:
-		old.Joined = given.Joined
-		old.Spans = append(old.Spans, store.Span{From: m.Cseq})
-		if len(old.Spans) > store.MaxSpans {
-			old.Spans = slices.Delete(old.Spans, 0, len(old.Spans)-store.MaxSpans)
-		}
-		n = 1
+	case n > 0:
 		err = w.list(g.conv, given.User, flags|listCurrent, 0)
-	case !is:
-		old.Spans[len(old.Spans)-1].To = m.Cseq
-		n = -1
+	case n < 0:
 		err = w.list(g.conv, given.User, flags, m.ID)
+	case old.Role == store.NoRole:
+		return 0, nil // he was not there, nor is he
 	}
 	if err != nil {
 		return 0, err
@@ -201,8 +185,6 @@ func (w *writer) changeMember(g *groupHead, m *store.Send, given *store.Member) 
 			m.Inboxes = append(m.Inboxes, store.InboxRef{User: given.User})
 		}
 	}
-	*given = *old
-	given.Spans = slices.Clone(old.Spans)
 	return n, w.writeMember(g.ID, old, n != 0)
 }
 
