@@ -50,6 +50,9 @@ func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
 		return err
 	}
 	defer s.life.RUnlock()
+	if err := s.owned(); err != nil {
+		return fmt.Errorf("store.mysql: %w", err)
+	}
 	if err := check(b); err != nil {
 		return err
 	}
@@ -61,7 +64,12 @@ func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
 		lanes = s.pubs
 	}
 	restore := remember(b)
-	return s.try(ctx, lanes, func(ctx context.Context, w *writer) error { return w.build(ctx, b) }, restore)
+	err := s.try(ctx, lanes, func(ctx context.Context, w *writer) error { return w.build(ctx, b) }, restore)
+	if err == nil {
+		s.counters.commits.Add(1)
+		s.counters.messages.Add(int64(len(b.Sends) + len(b.Publishes)))
+	}
+	return err
 }
 
 // try has build fill a transaction, as often as it takes; restore is called before each but the first.
@@ -90,7 +98,7 @@ func (s *Store) try(ctx context.Context, lanes chan *lane, build func(context.Co
 			return s.failed(err, what, n)
 		}
 		restore()
-		s.counters.retries.Add(1)
+		s.counters.retries[reasonOf(err)].Add(1)
 		select {
 		case <-ctx.Done():
 			return s.failed(err, what, n)

@@ -48,6 +48,10 @@
 // it over, that a power loss of the database's machine in that moment takes back. Its sender has no acknowledgement
 // then, and sends it again. Whoever needs more runs the server with log_bin and sync_binlog=1.
 //
+// # One process alone
+//
+// Options.Exclusive keeps other processes out, where nothing connects the nodes; see owner.
+//
 // # Sessions of ordinary topics
 //
 // A session that is connected belongs to a process, which shows every few seconds that it is alive (nodes). One whose

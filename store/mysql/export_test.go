@@ -53,5 +53,11 @@ func sample(st *statement, i int) any {
 
 // Counts are what the store has met: attempts that had to be repeated, and answers to COMMIT that were lost.
 func (s *Store) Counts() (roundTrips, retries, unknown int64) {
-	return s.counters.roundTrips.Load(), s.counters.retries.Load(), s.counters.unknown.Load()
+	for i := range s.counters.retries {
+		retries += s.counters.retries[i].Load()
+	}
+	return s.counters.roundTrips.Load(), retries, s.counters.unknown.Load()
 }
+
+// LockName is the lock of an Exclusive store.
+func (s *Store) LockName() string { return s.lockName("owner") }

@@ -43,6 +43,9 @@ func (s *Store) Healthy() error {
 	if s.closed {
 		return store.ErrClosed
 	}
+	if err := s.owned(); err != nil {
+		return err
+	}
 	return s.health.state()
 }
 

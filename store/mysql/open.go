@@ -32,6 +32,15 @@ type Options struct {
 	Connections int
 	// Timeout is how long a Commit may try, and a statement may take; 0: 10 s.
 	Timeout time.Duration
+	// MessageBytes is the longest body that there will be, in bytes, which the server must be able to take; 0: not checked.
+	MessageBytes int
+	// Exclusive keeps every other process with Exclusive out of the database, for as long as this one lives.
+	Exclusive bool
+	// Name is what such a process is told about this one.
+	Name string
+	// Taken, if not nil, is called once, when another process has taken over an Exclusive database: nothing will be
+	// committed any more. It must not call Close.
+	Taken func(error)
 	// AllowUnsafe lets a server serve that may forget what it has committed.
 	AllowUnsafe bool
 }
@@ -68,6 +77,7 @@ type Store struct {
 	committed atomic.Int64 // greatest id that this process has committed
 
 	health health
+	owner  owner
 
 	life   sync.RWMutex // shared by calls, exclusive for Close; guards closed
 	closed bool
@@ -82,7 +92,8 @@ type Store struct {
 var _ store.Store = (*Store)(nil)
 
 type counters struct {
-	roundTrips, retries, unknown, corrupt, lost atomic.Int64
+	commits, messages, roundTrips, unknown, corrupt, lost atomic.Int64
+	retries                                               [reasons]atomic.Int64
 }
 
 // ids gives out message ids.
@@ -110,7 +121,21 @@ func (clockIDs) Next(after int64) int64 { return max(after+1, time.Now().UnixMil
 
 // Open connects, looks whether the server is fit, and makes or updates the schema. The error does not quote the DSN,
 // which has a password in it.
+//
+// Where the database does not answer it fails at once. An Exclusive store waits ownerWait for another process to end.
+// Errors: ErrLocked.
 func Open(ctx context.Context, o Options) (*Store, error) {
+	s := newStore(o)
+	if err := s.connect(); err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		return nil, errors.Join(err, s.closeOwner(), s.db.Close())
+	}
+	return s, nil
+}
+
+func newStore(o Options) *Store {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -130,13 +155,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	var id [16]byte
 	_, _ = rand.Read(id[:])
 	s.node, s.opened = string(id[:]), time.Now().UnixMilli()
-	if err := s.connect(); err != nil {
-		return nil, err
-	}
-	if err := s.start(ctx); err != nil {
-		return nil, errors.Join(err, s.db.Close())
-	}
-	return s, nil
+	return s
 }
 
 func (s *Store) connect() error {
@@ -204,8 +223,22 @@ func (s *Store) start(ctx context.Context) error {
 	if err := s.inspect(ctx); err != nil {
 		return err
 	}
-	if err := s.migrate(ctx); err != nil {
+	if s.opts.Exclusive {
+		if err := s.lockOwner(ctx); err != nil {
+			return err
+		}
+	}
+	applied, err := s.migrate(ctx)
+	if err != nil {
 		return err
+	}
+	if len(applied) > 0 {
+		s.log.Info("store.mysql: the schema is up to date", "applied", applied)
+	}
+	if s.opts.Exclusive {
+		if err := s.claim(ctx); err != nil {
+			return err
+		}
 	}
 	if err := s.loadEpoch(ctx); err != nil {
 		return err
@@ -222,6 +255,9 @@ func (s *Store) start(ctx context.Context) error {
 	pinging, cancel := context.WithCancel(context.Background())
 	s.stop = cancel
 	s.done.Go(func() { s.ping(pinging) })
+	if s.opts.Exclusive {
+		s.done.Go(func() { s.keepOwner(pinging) })
+	}
 	return nil
 }
 
@@ -248,6 +284,10 @@ func (s *Store) inspect(ctx context.Context) error {
 		return fmt.Errorf("store.mysql: max_allowed_packet of the server is %s, want at least %d", vars["max_allowed_packet"], leastPacket)
 	}
 	s.maxPacket = min(s.maxPacket, 64<<20) - 1024
+	// Each byte may be escaped, and a message has some fields of its own beside the body.
+	if most := (s.maxPacket - 128<<10) / 2; s.opts.MessageBytes > most {
+		return fmt.Errorf("store.mysql: a message may have %d bytes, and max_allowed_packet of the server is enough for %d", s.opts.MessageBytes, most)
+	}
 	var faults []string
 	if v, ok := vars["innodb_flush_log_at_trx_commit"]; ok && v != "1" {
 		faults = append(faults, "innodb_flush_log_at_trx_commit is "+v+", want 1")
@@ -309,7 +349,16 @@ func (s *Store) Close() error {
 	s.stop()
 	s.done.Wait()
 	s.leave()
-	return s.db.Close()
+	return errors.Join(s.closeOwner(), s.db.Close())
+}
+
+// Place is the address of the server and the name of the database, without who connects.
+func (s *Store) Place() string {
+	c, err := mysql.ParseDSN(s.opts.DSN)
+	if err != nil {
+		return s.name
+	}
+	return c.Addr + "/" + s.name
 }
 
 // Epoch is made when the schema is.

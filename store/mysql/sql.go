@@ -49,8 +49,10 @@ var (
 	rollback = define(`ROLLBACK`)
 	commit   = define(`COMMIT`)
 
-	getMeta = define(`SELECT value FROM mqim_meta WHERE name = ?s`)
-	addMeta = define(`INSERT INTO mqim_meta (name, value) VALUES (?s, ?s) ON DUPLICATE KEY UPDATE name = name`)
+	getMeta   = define(`SELECT value FROM mqim_meta WHERE name = ?s`)
+	setMeta   = define(`INSERT INTO mqim_meta (name, value) VALUES (?s, ?s) ON DUPLICATE KEY UPDATE value = VALUES(value)`)
+	shareMeta = define(`SELECT value FROM mqim_meta WHERE name = ?s LOCK IN SHARE MODE`)
+	addMeta   = define(`INSERT INTO mqim_meta (name, value) VALUES (?s, ?s) ON DUPLICATE KEY UPDATE name = name`)
 
 	signWriter = define(`INSERT INTO mqim_writers (id, batch, last_id, seen) VALUES (?s, ?n, ?n, ?n)
 		ON DUPLICATE KEY UPDATE batch = VALUES(batch), last_id = VALUES(last_id), seen = VALUES(seen)`)

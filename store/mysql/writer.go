@@ -220,7 +220,7 @@ func checkOwner(name string) error {
 // build locks, reads, numbers and writes, up to COMMIT. Locks are taken in one order by everybody: conversations,
 // inboxes, views, sessions, each by key; what is new is inserted in that order too.
 func (w *writer) build(ctx context.Context, b *store.Batch) error {
-	w.q.do(begin)
+	w.s.begin(w.q)
 	grouped := w.lockConvs(b)
 	w.findCids(b.Sends)
 	if !grouped {
