@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -123,13 +124,18 @@ func find(name string) (string, error) {
 	return "", fmt.Errorf("%s is %w", name, ErrNotInstalled)
 }
 
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// freePort finds a port below those that the system gives to outgoing connections: one of these could have it when the
+// server is started again.
+func freePort() (port int, err error) {
+	for range 100 {
+		port = 10000 + rand.IntN(20000)
+		l, e := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if e == nil {
+			return port, l.Close()
+		}
+		err = e
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, err
 }
 
 func (s *Server) path(name string) string { return filepath.Join(s.dir, name) }
