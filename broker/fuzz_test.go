@@ -24,6 +24,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/mqim/mqim/broker/config"
+	"github.com/mqim/mqim/store/pebble"
 	"github.com/mqim/mqim/tests/mqtest"
 )
 
@@ -225,7 +226,7 @@ func (f *fuzzed) measure() (b base) {
 			b.sockets++
 		}
 	}
-	kept := f.store.Metrics() // is on the heap, too, with the race detector on; Pebble keeps a spare memory table
+	kept := f.store.(*pebble.Store).Metrics() // is on the heap, too, with the race detector on; Pebble keeps a spare memory table
 	b.goroutines, b.heap = runtime.NumGoroutine(), m.HeapAlloc-min(m.HeapAlloc, 2*kept.MemtableSize+kept.CacheSize)
 	return b
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/mqim/mqim/im"
+	"github.com/mqim/mqim/store/mysql"
+	"github.com/mqim/mqim/store/pebble"
 	"github.com/mqim/mqim/transport"
 )
 
@@ -183,17 +185,21 @@ func (c *storeCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
-	st := c.s.store.Metrics()
-	emit := func(kind prometheus.ValueType, name, help string, v float64) {
-		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("mqim_store_"+name, help, nil, nil), kind, v)
+	figure := func(kind prometheus.ValueType, name, help string, v float64, label ...string) {
+		var names, values []string
+		if len(label) > 0 {
+			names, values = label[:1], label[1:]
+		}
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("mqim_store_"+name, help, names, nil), kind, v, values...)
 	}
-	full := 0.0
-	if st.DiskFull {
-		full = 1
-	}
+	c.s.storeFigures(figure)
+	figure(prometheus.GaugeValue, "retained_messages", "Retained messages.", float64(c.s.retained()))
+}
+
+func pebbleFigures(st pebble.Metrics, emit emit) {
 	emit(prometheus.GaugeValue, "disk_bytes", "Disk space in use.", float64(st.DiskUsage))
 	emit(prometheus.GaugeValue, "disk_free_bytes", "Disk space left.", float64(st.FreeSpace))
-	emit(prometheus.GaugeValue, "disk_full", "1 while sends are refused for want of disk space.", full)
+	emit(prometheus.GaugeValue, "disk_full", "1 while sends are refused for want of disk space.", flag(st.DiskFull))
 	emit(prometheus.GaugeValue, "memtable_bytes", "Memory holding what is in the write-ahead log only.", float64(st.MemtableSize))
 	emit(prometheus.GaugeValue, "compaction_debt_bytes", "What compactions have yet to rewrite.", float64(st.CompactionDebt))
 	emit(prometheus.GaugeValue, "read_amplification", "Places that a read may have to look into.", float64(st.ReadAmp))
@@ -202,7 +208,22 @@ func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
 	emit(prometheus.CounterValue, "cache_misses_total", "Block cache misses.", float64(st.CacheMisses))
 	emit(prometheus.CounterValue, "background_errors_total", "Failed flushes and compactions.", float64(st.BackgroundErrors))
 	emit(prometheus.CounterValue, "corruptions_total", "Damaged blocks met.", float64(st.Corruptions))
-	emit(prometheus.GaugeValue, "retained_messages", "Retained messages.", float64(c.s.retained()))
 	emit(prometheus.CounterValue, "queued_lost_total", "Messages that were in the queues of sessions that have ended.", float64(st.QueuedLost))
 	emit(prometheus.CounterValue, "write_stalls_total", "Times that writing had to wait for the disk.", float64(st.WriteStalls))
+}
+
+func mysqlFigures(st mysql.Metrics, emit emit) {
+	emit(prometheus.CounterValue, "commits_total", "Transactions that were committed; with messages in them or without.", float64(st.Commits))
+	emit(prometheus.CounterValue, "committed_messages_total", "Messages in them, those on ordinary topics included.", float64(st.Messages))
+	emit(prometheus.CounterValue, "round_trips_total", "Times that the database was asked.", float64(st.RoundTrips))
+	for reason, n := range st.Retries {
+		emit(prometheus.CounterValue, "retries_total", "Transactions tried again, by reason.", float64(n), "reason", reason)
+	}
+	emit(prometheus.CounterValue, "unknown_outcomes_total", "Commits without an answer, whose outcome had to be looked up.", float64(st.Unknown))
+	emit(prometheus.GaugeValue, "connections", "Connections to the database.", float64(st.Connections))
+	emit(prometheus.GaugeValue, "connections_in_use", "Those of them that are in use.", float64(st.InUse))
+	emit(prometheus.CounterValue, "connection_waits_total", "Times that a connection had to be waited for: store.mysql.connections.", float64(st.Waits))
+	emit(prometheus.GaugeValue, "away", "1 while sends are refused since the database is away, or its lock is not held.", flag(st.Away))
+	emit(prometheus.CounterValue, "corruptions_total", "Damaged values met.", float64(st.Corruptions))
+	emit(prometheus.CounterValue, "queued_lost_total", "Messages that were in the queues of sessions that have ended.", float64(st.QueuedLost))
 }

@@ -19,14 +19,13 @@ import (
 
 	"github.com/mqim/mqim/hooks/limit"
 	"github.com/mqim/mqim/store"
-	"github.com/mqim/mqim/store/pebble"
 	"github.com/mqim/mqim/transport"
 )
 
 // watchedStore tells how long commits take, and refuses messages while the server is overloaded. It is what one committer
 // commits to: the engine, or ordinary topics.
 type watchedStore struct {
-	*pebble.Store
+	store.Store
 	overload func() int
 
 	mu      sync.Mutex
@@ -84,7 +83,7 @@ func (s *Server) watch() *limit.Overload {
 		})
 	}
 	path := s.cfg.Store.Pebble.Path
-	if u, err := vfs.Default.GetDiskUsage(path); err == nil {
+	if u, err := vfs.Default.GetDiskUsage(path); err == nil && s.cfg.Store.Driver == "pebble" {
 		keep := uint64(s.cfg.Store.Pebble.MinFree)
 		if keep == 0 {
 			keep = min(64<<20, u.TotalBytes/10) // as the store has it

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"math"
 	"net"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +27,6 @@ import (
 	"github.com/mqim/mqim/hooks/topics"
 	"github.com/mqim/mqim/im"
 	"github.com/mqim/mqim/store"
-	"github.com/mqim/mqim/store/pebble"
 	"github.com/mqim/mqim/transport"
 )
 
@@ -38,7 +36,9 @@ type Server struct {
 	level   *slog.LevelVar
 	metrics *metrics
 
-	store                 *pebble.Store
+	store                 store.Store
+	storeFigures          func(emit)
+	failed                chan error    // what ends the server from inside
 	commits, topicCommits *watchedStore // the engine's, and that of ordinary topics
 	overload              *limit.Overload
 	engine                *im.Engine
@@ -81,7 +81,7 @@ const (
 // level, if not nil, is set by a reload.
 func New(cfg *config.Config, log *slog.Logger, level *slog.LevelVar) (*Server, error) {
 	s := &Server{
-		cfg: cfg, log: log, level: level, metrics: newMetrics(), settling: make(chan struct{}),
+		cfg: cfg, log: log, level: level, metrics: newMetrics(), settling: make(chan struct{}), failed: make(chan error, 1),
 		clientUser: map[string]string{}, elsewhere: cfg.Node.ServerReference,
 	}
 	for _, l := range cfg.Listeners {
@@ -122,23 +122,6 @@ func (s *Server) open() error {
 		}
 	}
 	return nil
-}
-
-func (s *Server) openStore(ids store.IDs) (err error) {
-	c := s.cfg
-	s.store, err = pebble.Open(pebble.Options{
-		Path: c.Store.Pebble.Path, Sync: c.Store.Pebble.Sync, MinFree: uint64(c.Store.Pebble.MinFree),
-		IDs: ids, Logger: s.log,
-		Retention: store.Retention{
-			InboxMessages: uint64(c.Inbox.MaxMessages), InboxTTL: c.Inbox.TTL.D(),
-			HistoryTTL: c.History.TTL.D(), Dedupe: c.Dedupe.Window.D(),
-			Topics: store.QueueLimits{
-				Messages: uint64(c.Sessions.MaxQueued), Refuse: c.Sessions.Overflow == config.OverflowRefuse,
-				Retained: uint64(c.Limits.RetainedMessages),
-			},
-		},
-	})
-	return err
 }
 
 // engineConfig is what the configuration says to the engine.
@@ -369,19 +352,15 @@ func (s *Server) Start() error {
 		s.http.start()
 		s.log.Info("listening for HTTP", "address", s.http.address(), "paths", "/healthz /readyz /metrics")
 	}
-	path := s.cfg.Store.Pebble.Path
-	if abs, err := filepath.Abs(path); err == nil {
-		path = abs
-	}
-	s.log.Info("storing messages", "driver", s.cfg.Store.Driver, "path", path, "sync", s.cfg.Store.Pebble.Sync)
-	if s.cfg.Store.Pebble.Sync != pebble.SyncCommit {
-		s.log.Warn("store.pebble.sync is not commit: a power failure may take acknowledged messages of the last moment")
-	}
+	s.logStore()
 	if s.cfg.Auth.Mode == "trust" {
 		s.log.Warn("auth.mode is trust: everybody is who they say they are; it is for loopback, see auth in config.yaml")
 	}
 	return nil
 }
+
+// Failed tells of what the server cannot go on after, once: the caller closes it and exits.
+func (s *Server) Failed() <-chan error { return s.failed }
 
 // Addr is the address of the listener with a name, as it was bound; nil if there is none.
 func (s *Server) Addr(name string) net.Addr {

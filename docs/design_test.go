@@ -18,8 +18,10 @@ func TestImports(t *testing.T) {
 	const module = "github.com/mqim/mqim/"
 	forbidden := []struct{ in, imports string }{
 		{"store", module + "(im|hooks|transport|broker|cmd|users)"},
-		{"store/(storetest)?$", module + "store/pebble|cockroachdb"},
-		{"im", module + "(store/.|hooks|transport|broker|cmd|users)|mochi-mqtt|cockroachdb|net/http|gorilla"},
+		{"store/(storetest|wire)?$", module + "store/(pebble|mysql)|cockroachdb|go-sql-driver|pressly"},
+		{"store/mysql", module + "store/pebble|cockroachdb"},
+		{"store/pebble", module + "store/mysql|go-sql-driver|database/sql|pressly"},
+		{"im", module + "(store/.|hooks|transport|broker|cmd|users)|mochi-mqtt|cockroachdb|database/sql|net/http|gorilla"},
 		{"transport", module + "(im|store|hooks|broker|cmd|users)|cockroachdb"},
 		{"users", module + "."},
 		{"hooks", module + "(store/.|broker|cmd)|cockroachdb"},

@@ -68,7 +68,7 @@ jwt.bad.yaml:11:9: auth.jwt.keys[4]: found a text, expected a section with kid, 
 jwt.bad.yaml:12:30: auth.jwt.keys[5].secret: found a list, expected a text`,
 	"later.bad.yaml": `
 later.bad.yaml:2:3: auth.http.url: not a URL; expected one such as https://auth.example/mqtt
-later.bad.yaml:4:17: store.driver: found "mysql", but this version has only pebble; expected pebble
+later.bad.yaml:4:27: store.mysql.replicas: found 1, but reading from replicas is not available in this version; expected an empty list
 later.bad.yaml:7:16: cluster.redis.addresses: clusters are not in this version; expected an empty list`,
 	"list.bad.yaml": `
 list.bad.yaml:1:1: found a list, expected a section with node, listeners, http, auth, acl, store, cluster, delivery, inbox, sessions, history, dedupe, group, recall, limits, log`,
@@ -83,6 +83,17 @@ listeners.bad.yaml:7:14: listeners[3].address: found "nowhere", expected host:po
 listeners.bad.yaml:8:11: listeners[3].path: found "mqtt", expected a path such as /mqtt`,
 	"nokeys.bad.yaml": `
 nokeys.bad.yaml:1:7: auth.jwt.keys: found none and no jwks_url, expected at least one key for auth.mode jwt such as {alg: RS256, public_key_file: idp.pem}`,
+	"mysql.bad.yaml": `
+mysql.bad.yaml:4:10: store.mysql.dsn: not a DSN; expected user:password@tcp(host:3306)/database
+mysql.bad.yaml:5:18: store.mysql.connections: found 7, expected 8 to 10000
+mysql.bad.yaml:6:19: store.mysql.allow_unsafe: found "maybe", expected true or false
+mysql.bad.yaml:7:15: store.mysql.replicas: found 1, but reading from replicas is not available in this version; expected an empty list
+mysql.bad.yaml:8:25: limits.message_bytes: found 0, which is no limit; expected one with store.driver mysql, whose statements have a limit
+mysql.bad.yaml:8:43: limits.command_bytes: found 0, which is no limit; expected one with store.driver mysql, whose statements have a limit
+mysql.bad.yaml:8:59: limits.topic_bytes: found 2001, expected 1 to 2000 with store.driver mysql, in which topics are keys`,
+	"nodsn.bad.yaml": `
+nodsn.bad.yaml:1:1: limits.topic_bytes: found 0, expected 1 to 2000 with store.driver mysql, in which topics are keys
+nodsn.bad.yaml:1:8: store.mysql.dsn: not a DSN; expected user:password@tcp(host:3306)/database`,
 	"none.bad.yaml": `
 none.bad.yaml:1:12: listeners: found none, expected at least one such as {type: tcp, address: "127.0.0.1:1883"}`,
 	"secrets.bad.yaml": `
@@ -124,7 +135,7 @@ values.bad.yaml:1:39: node.shutdown_timeout: found -1s, expected at least 0s
 values.bad.yaml:1:58: node.sys_interval: found 10ms, expected at least 1s
 values.bad.yaml:2:17: http.address: found "localhost", expected host:port such as 127.0.0.1:1883
 values.bad.yaml:4:9: auth.mode: found "tust", expected trust, file, jwt, mysql or http
-values.bad.yaml:6:11: store.driver: found "postgres", expected pebble
+values.bad.yaml:6:11: store.driver: found "postgres", expected pebble or mysql
 values.bad.yaml:7:18: store.pebble.path: found "", expected a folder such as data
 values.bad.yaml:7:28: store.pebble.sync: found "never", expected commit or interval
 values.bad.yaml:7:45: store.pebble.min_free: found -1, expected 0 to 1024TiB

@@ -56,7 +56,7 @@ func Default() *Config {
 				CacheTTL: Duration(30 * time.Second), NegativeTTL: Duration(5 * time.Second), CacheSize: 10000,
 			},
 		},
-		Store:    Store{Driver: "pebble", Pebble: Pebble{Path: "data", Sync: "commit"}},
+		Store:    Store{Driver: "pebble", Pebble: Pebble{Path: "data", Sync: "commit"}, MySQL: MySQL{Connections: 16}},
 		Delivery: Delivery{Window: 256, AckTimeout: Duration(10 * time.Second), MaxAttempts: 5},
 		Inbox:    Inbox{MaxMessages: 10000, TTL: Duration(168 * time.Hour)},
 		Sessions: Sessions{MaxQueued: 10000, Overflow: OverflowDropOldest},
@@ -180,7 +180,7 @@ type Rule struct {
 
 // Store is where messages are kept.
 type Store struct {
-	Driver string `yaml:"driver"` // pebble
+	Driver string `yaml:"driver"` // pebble or mysql
 	Pebble Pebble `yaml:"pebble"`
 	MySQL  MySQL  `yaml:"mysql"`
 }
@@ -192,10 +192,12 @@ type Pebble struct {
 	MinFree Size   `yaml:"min_free"` // below this much free disk sends are refused; 0: a tenth of the disk, at most 64 MiB
 }
 
-// MySQL is a store for several nodes; not in this version.
+// MySQL is a store in MySQL, MariaDB or what speaks their protocol.
 type MySQL struct {
-	DSN      Secret   `yaml:"dsn"`
-	Replicas []Secret `yaml:"replicas"`
+	DSN         Secret   `yaml:"dsn"`          // user:password@tcp(host:3306)/database
+	Connections int      `yaml:"connections"`  // at most; one more holds the lock on the database
+	AllowUnsafe bool     `yaml:"allow_unsafe"` // serve on a server that may forget what it has committed
+	Replicas    []Secret `yaml:"replicas"`     // not in this version
 }
 
 // Cluster is about several nodes; not in this version.

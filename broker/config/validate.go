@@ -59,6 +59,9 @@ func (c *Config) validate() Errors {
 	c.Group.validate(v)
 	v.duration("recall.window", c.Recall.Window, 0)
 	c.Limits.validate(v)
+	if c.Store.Driver == "mysql" {
+		c.Limits.validateMySQL(v)
+	}
 	v.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	v.oneOf("log.format", c.Log.Format, "text", "json")
 	return v.errs
@@ -309,16 +312,38 @@ func (r Rule) validate(v *validator, key string) {
 }
 
 func (s Store) validate(v *validator) {
-	if s.Driver == "mysql" {
-		v.fail("store.driver", `found "mysql", but this version has only pebble; expected pebble`)
-	} else {
-		v.oneOf("store.driver", s.Driver, "pebble")
-	}
+	v.oneOf("store.driver", s.Driver, "pebble", "mysql")
 	if s.Pebble.Path == "" {
 		v.fail("store.pebble.path", `found "", expected a folder such as data`)
 	}
 	v.oneOf("store.pebble.sync", s.Pebble.Sync, "commit", "interval")
 	v.size("store.pebble.min_free", s.Pebble.MinFree, 0, 1<<50)
+	if s.Driver == "mysql" || s.MySQL.DSN != "" {
+		v.check("store.mysql.dsn", auth.CheckDSN(string(s.MySQL.DSN)))
+	}
+	v.number("store.mysql.connections", s.MySQL.Connections, 8, 10_000)
+	if len(s.MySQL.Replicas) > 0 {
+		v.fail("store.mysql.replicas", "found %d, but reading from replicas is not available in this version; expected an empty list", len(s.MySQL.Replicas))
+	}
+}
+
+// maxKey is the longest topic that store/mysql has as a key, in bytes, with room for what its levels take.
+const maxKey = 2000
+
+// validateMySQL checks what the store in MySQL cannot do without: it has topics and filters as keys, which are short there,
+// and a message is one statement of bounded size.
+func (l Limits) validateMySQL(v *validator) {
+	if l.TopicBytes == 0 || l.TopicBytes > maxKey {
+		v.fail("limits.topic_bytes", "found %s, expected 1 to %d with store.driver mysql, in which topics are keys", l.TopicBytes, maxKey)
+	}
+	for _, x := range []struct {
+		key  string
+		size Size
+	}{{"limits.message_bytes", l.MessageBytes}, {"limits.command_bytes", l.CommandBytes}} {
+		if x.size == 0 {
+			v.fail(x.key, "found 0, which is no limit; expected one with store.driver mysql, whose statements have a limit")
+		}
+	}
 }
 
 func (c Cluster) validate(v *validator) {

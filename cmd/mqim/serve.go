@@ -71,20 +71,34 @@ func serve(ctx context.Context, file string) error {
 	if err := s.Start(); err != nil {
 		return errors.Join(err, s.Close(ctx))
 	}
-	for sig := range signals {
-		if sig != syscall.SIGHUP {
-			log.Info("stopping", "signal", sig.String())
-			break
-		}
-		reload(s, log, file)
-	}
+	failure := wait(s, log, file, signals)
 	ctx, cancel := context.WithTimeout(ctx, s.ShutdownTimeout())
 	defer cancel()
 	if err := s.Close(ctx); err != nil {
-		return fmt.Errorf("stopped, but not cleanly: %w", err)
+		return fmt.Errorf("stopped, but not cleanly: %w", errors.Join(failure, err))
+	}
+	if failure != nil {
+		return failure
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// wait reloads as often as it is asked to, until a signal ends the server or it cannot go on.
+func wait(s *broker.Server, log *slog.Logger, file string, signals <-chan os.Signal) error {
+	for {
+		select {
+		case err := <-s.Failed():
+			log.Error("stopping", "error", err)
+			return err
+		case sig := <-signals:
+			if sig != syscall.SIGHUP {
+				log.Info("stopping", "signal", sig.String())
+				return nil
+			}
+			reload(s, log, file)
+		}
+	}
 }
 
 // reload takes over what can be; on an error everything stays as it is.
