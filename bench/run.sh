@@ -13,7 +13,9 @@ cd "$(dirname "$0")/.."
 rounds=${BENCH_ROUNDS:-3}
 seconds=${BENCH_SECONDS:-10}                # measured, of each run under load
 warmup=${BENCH_WARMUP:-2}                   # seconds before that
+PATH=$PATH:/usr/sbin
 scenarios=${BENCH_SCENARIOS:-pairs im rate topics durable fanout group groups large conversations idle backlog sessions}
+if [[ -z ${BENCH_SCENARIOS:-} ]] && command -v mariadbd >/dev/null; then scenarios+=" mysql"; fi
 idle=${BENCH_IDLE:-10000}                   # connections
 backlog=${BENCH_BACKLOG:-1000000}           # messages waiting
 users=${BENCH_USERS:-10000}                 # for so many users
@@ -27,13 +29,14 @@ procs=${BENCH_PROCS:-1}                     # processors that the generator may 
 dir=${BENCH_DIR:-bin}                       # for data, which should be on a disk and not in memory
 out=${BENCH_OUT:-bin/bench}                 # results: compare.json, and every run's report in raw/
 
-PATH=$PATH:/usr/sbin
 mkdir -p "$dir" "$out/raw"
 rm -f "$out"/raw/*.json
 work=$(mktemp -d "$dir/bench-XXXXXX")
 broker=                                     # pid of the broker that runs now
+database=                                   # and of its database
 cleanup() {
   stop KILL
+  stop_database
   rm -rf "$work"
 }
 trap cleanup EXIT
@@ -48,6 +51,40 @@ stop() {
   kill "-${1:-TERM}" "$broker" 2>/dev/null || true
   wait "$broker" 2>/dev/null || true
   broker=
+}
+
+stop_database() {
+  [[ -n $database ]] || return 0
+  kill -KILL "$database" 2>/dev/null || true
+  wait "$database" 2>/dev/null || true
+  database=
+  rm -rf "$work/mysql"
+}
+
+# start_database runs MariaDB with its defaults, which sync each commit, and a database mqim on port $sql.
+start_database() {
+  local me abs
+  me=$(id -un)
+  abs=$(realpath "$work")
+  sql=$(free_port)
+  mariadb-install-db --no-defaults --datadir="$abs/mysql" --auth-root-authentication-method=normal --skip-test-db --user="$me" >"$work/mysql.log" 2>&1 || {
+    cat "$work/mysql.log" >&2
+    exit 1
+  }
+  printf '%s\n' "CREATE DATABASE mqim;" "CREATE USER mqim@'127.0.0.1' IDENTIFIED BY 'bench';" "GRANT ALL ON mqim.* TO mqim@'127.0.0.1';" >"$work/mysql.sql"
+  mariadbd --no-defaults --datadir="$abs/mysql" --socket="$abs/mysql/sock" --pid-file="$abs/mysql/pid" --user="$me" \
+    --bind-address=127.0.0.1 --port="$sql" --skip-name-resolve --innodb-buffer-pool-size=256M --init-file="$abs/mysql.sql" \
+    >>"$work/mysql.log" 2>&1 &
+  database=$!
+  local until=$((SECONDS + 60))
+  until open "$sql"; do
+    if ((SECONDS > until)) || ! kill -0 "$database" 2>/dev/null; then
+      note "the database did not start:"
+      cat "$work/mysql.log" >&2
+      exit 1
+    fi
+    sleep 0.05
+  done
 }
 
 # open is true if something listens on a port of this machine.
@@ -96,13 +133,15 @@ start() {
   mqim)
     http=$(free_port)
     rm -rf "$work/data"
+    store="driver: pebble, pebble: {path: \"$work/data\", sync: commit}"
+    if [[ -n $database ]]; then store="driver: mysql, mysql: {dsn: \"mqim:bench@tcp(127.0.0.1:$sql)/mqim\"}"; fi
     cat >"$work/mqim.yaml" <<YAML
 listeners:
   - {name: mqtt, type: tcp, address: "127.0.0.1:$port"}
 http: {address: "127.0.0.1:$http"}
 auth: {mode: trust}
-store: {driver: pebble, pebble: {path: "$work/data", sync: commit}}
-limits: {sends_per_second: 0, connections: 0, connects_per_second: 0}
+store: {$store}
+limits: {topic_bytes: 2000, sends_per_second: 0, connections: 0, connects_per_second: 0}
 log: {level: warn, format: text}
 YAML
     serve_mqim
@@ -283,6 +322,16 @@ for ((round = 1; round <= rounds; round++)); do
     load sessions mqim "$round" sessions --connections "$sessions"
     restart again "$round"
     stop
+  fi
+  if wants mysql; then
+    for p in plain im; do
+      note "round $round of $rounds: 20 pairs on MariaDB, profile $p, mqim"
+      start_database
+      start mqim
+      load "mysql$p" mqim "$round" pairs --profile "$p" --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+      stop_database
+    done
   fi
 done
 

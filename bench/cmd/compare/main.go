@@ -166,6 +166,8 @@ func compare(all results) []row {
 	im := all.median("im", "mqim", delivered)
 	add(row{Scenario: "20 pairs, IM (mochi: plain)", Unit: "delivered/s", Mqim: im, Mochi: b,
 		Target: target(b > 0, "≥ 1.0× mochi")}, im >= b)
+	add(row{Scenario: "20 pairs on MariaDB, plain", Unit: "delivered/s", Mqim: all.median("mysqlplain", "mqim", delivered)}, true)
+	add(row{Scenario: "20 pairs on MariaDB, IM", Unit: "delivered/s", Mqim: all.median("mysqlim", "mqim", delivered)}, true)
 	a, b, c = three("rate", p(func(q bench.Quantiles) int64 { return q.P50 }))
 	add(row{Scenario: "5,000/s", Unit: "p50 ms", Mqim: a, Mochi: b, Mosquitto: c}, true)
 	a, b, c = three("rate", p(func(q bench.Quantiles) int64 { return q.P99 }))
