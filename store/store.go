@@ -153,6 +153,8 @@ type InboxRef struct {
 // Batch is what Commit stores in one durable step, in any combination. Within one batch each (user, conv),
 // device and so on should occur once; where it occurs twice the later one stands.
 type Batch struct {
+	Claims    []*Claim // applied first
+	Fences    []*Fence
 	Sends     []*Send
 	Reads     []*Mark // read watermarks: forward only
 	Delivered []*Mark // delivered watermarks: forward only
@@ -167,7 +169,7 @@ type Batch struct {
 	TopicBatch
 
 	// Lazy says that losing this batch in a crash costs repeated work, not messages (cursors, watermarks): the
-	// driver need not sync. A Lazy batch has no Sends, Recalls, Deletes, Blocks, Notices or Publishes into queues.
+	// driver need not sync. A Lazy batch has no Claims, Sends, Recalls, Deletes, Blocks, Notices or Publishes into queues.
 	Lazy bool
 }
 
@@ -200,7 +202,7 @@ type Block struct {
 	Remove     bool
 }
 
-// User is what is kept about a user beside the inbox itself.
+// User is what is kept about a user beside the inbox itself. Commit moves both numbers forward only.
 type User struct {
 	Name     string
 	Cursor   uint64 // highest seq that any device has acknowledged
@@ -324,6 +326,7 @@ type Store interface {
 	Groups
 	Users
 	Topics
+	Shared
 
 	// Epoch is made when the store is created or restored from a backup; a client that sees another epoch than
 	// the one it knows starts over.

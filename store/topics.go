@@ -153,6 +153,7 @@ type Will struct {
 	Expiry uint32 // Message Expiry Interval in seconds, 0: none
 	Retain bool
 	Remove bool // in a Batch: forget the client's will
+	Held   bool // by another process that lives, which stored it last: it is that one's to publish
 	Publication
 }
 
