@@ -16,6 +16,7 @@ type Session struct {
 	Clean      bool          // forget the cursor of an earlier session: start at the user's
 	Persistent bool          // the cursor outlives the connection
 	Expiry     time.Duration // by how long; 0: until it is removed
+	Epoch      uint64        // of the store.Claim that was made for the connection; 0: none was
 }
 
 // slot is a message that was handed to a device and is not known to be acknowledged, or lies between such.

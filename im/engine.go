@@ -33,6 +33,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/mqim/mqim/bus"
 	"github.com/mqim/mqim/store"
 )
 
@@ -57,6 +58,9 @@ type Config struct {
 	FlushInterval time.Duration // cursors are written this often; default 200 ms
 	PresenceGrace time.Duration // a user who is back within it was never away; default 1 s
 	RecallWindow  time.Duration // how long a sender may recall a message
+
+	Bus  bus.Bus       // to the other nodes; nil: there are none. It is started after the engine was made
+	Look time.Duration // how often the store is asked for what no other node has told of; default 30 s
 
 	Metrics Metrics      // nil: none are kept
 	Log     *slog.Logger // nil: slog.Default
@@ -84,6 +88,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.SendsPerSecond > 0 {
 		c.SendBurst = max(c.SendBurst, 1)
+	}
+	if c.Look == 0 {
+		c.Look = 30 * time.Second
 	}
 	if c.Metrics == nil {
 		c.Metrics = noMetrics{}

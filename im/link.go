@@ -34,6 +34,7 @@ const (
 	CloseNoAck   CloseReason = iota // the peer does not acknowledge what it was sent
 	CloseStore                      // the store cannot commit: the peer is to send again
 	CloseRemoved                    // the device was removed
+	CloseTaken                      // another node has the device
 )
 
 // Link is a connected device as the engine sees it. Deliver, Answer and Notify write into a buffer and never wait for

@@ -203,6 +203,15 @@ func (e *Engine) flushLoop() {
 	}
 }
 
+// Flush writes what is written behind, of all users: what another node is to go on with.
+func (e *Engine) Flush(ctx context.Context) error {
+	if err := e.flush(ctx); err != nil {
+		return err
+	}
+	e.awaitFlush()
+	return nil
+}
+
 // flush writes the state of every dirty user in one batch that needs no sync.
 func (e *Engine) flush(ctx context.Context) error {
 	users := e.dirty.take()
