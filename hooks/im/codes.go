@@ -31,4 +31,5 @@ var closings = map[engine.CloseReason]packets.Code{
 	engine.CloseNoAck:   {Code: packets.ErrUnspecifiedError.Code, Reason: "messages were not acknowledged in time; connect again to go on"},
 	engine.CloseStore:   {Code: packets.ErrServerUnavailable.Code, Reason: "the store cannot commit now; connect and send again"},
 	engine.CloseRemoved: {Code: packets.ErrAdministrativeAction.Code, Reason: "this device was removed by its user"},
+	engine.CloseTaken:   packets.ErrSessionTakenOver,
 }
