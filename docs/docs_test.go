@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -258,8 +259,17 @@ func decode(t *testing.T, m paho.Message) (v any) {
 }
 
 // same compares what is written with what came; "" is equal. Times may be any time; an id may be any id, but always
-// the same one for the same id in the text; "*" may be anything.
+// the same one for the same id in the text; "*" may be anything. What does not match teaches no ids.
 func same(want, got any, ids map[string]string) string {
+	tried := maps.Clone(ids)
+	diff := compare(want, got, tried)
+	if diff == "" {
+		maps.Copy(ids, tried)
+	}
+	return diff
+}
+
+func compare(want, got any, ids map[string]string) string {
 	if want == "*" {
 		return ""
 	}
@@ -270,7 +280,7 @@ func same(want, got any, ids map[string]string) string {
 			return fmt.Sprintf("want %v, got %v", want, got)
 		}
 		for k := range w {
-			if diff := same(w[k], g[k], ids); diff != "" {
+			if diff := compare(w[k], g[k], ids); diff != "" {
 				return k + ": " + diff
 			}
 		}
@@ -281,7 +291,7 @@ func same(want, got any, ids map[string]string) string {
 			return fmt.Sprintf("want %v, got %v", want, got)
 		}
 		for i := range w {
-			if diff := same(w[i], g[i], ids); diff != "" {
+			if diff := compare(w[i], g[i], ids); diff != "" {
 				return diff
 			}
 		}
