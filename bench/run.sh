@@ -141,7 +141,7 @@ listeners:
 http: {address: "127.0.0.1:$http"}
 auth: {mode: trust}
 store: {$store}
-limits: {topic_bytes: 2000, sends_per_second: 0, connections: 0, connects_per_second: 0}
+limits: {sends_per_second: 0, connections: 0, connects_per_second: 0}
 log: {level: warn, format: text}
 YAML
     serve_mqim

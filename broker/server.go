@@ -173,7 +173,7 @@ func (s *Server) openBroker() error {
 	})
 	reg.Exclusive()
 	lim := limit.New(limit.Options{
-		ConnectionsPerUser: l.ConnectionsPerUser, Subscriptions: l.Subscriptions, TopicLevels: l.TopicLevels, TopicBytes: int(l.TopicBytes),
+		ConnectionsPerUser: l.ConnectionsPerUser, Subscriptions: l.Subscriptions, TopicLevels: l.TopicLevels, TopicBytes: s.cfg.TopicBytes(),
 		Overload: s.overload, Count: s.metrics.Limited, Log: s.log,
 	})
 	reg.Guard(lim.Publish)

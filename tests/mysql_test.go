@@ -26,7 +26,7 @@ func TestMySQL(t *testing.T) {
 	config := func(node string) mqtest.Config {
 		return mqtest.Config{
 			"node": "{name: " + node + "}", "store": fmt.Sprintf("{driver: mysql, mysql: {dsn: %q}}", db.DSN()),
-			"limits": "{sends_per_second: 0, topic_bytes: 2000}",
+			"limits": "{sends_per_second: 0}",
 		}
 	}
 	s := mqtest.New(t, config("one"))

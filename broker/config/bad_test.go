@@ -68,8 +68,9 @@ jwt.bad.yaml:11:9: auth.jwt.keys[4]: found a text, expected a section with kid, 
 jwt.bad.yaml:12:30: auth.jwt.keys[5].secret: found a list, expected a text`,
 	"later.bad.yaml": `
 later.bad.yaml:2:3: auth.http.url: not a URL; expected one such as https://auth.example/mqtt
+later.bad.yaml:4:8: store.driver: found "pebble" with cluster.redis.addresses, expected mysql: the nodes of a cluster share a database
 later.bad.yaml:4:27: store.mysql.replicas: found 1, but reading from replicas is not available in this version; expected an empty list
-later.bad.yaml:7:16: cluster.redis.addresses: clusters are not in this version; expected an empty list`,
+later.bad.yaml:7:17: cluster.redis.addresses[0]: found "127.0.0.1", expected host:port such as 127.0.0.1:1883`,
 	"list.bad.yaml": `
 list.bad.yaml:1:1: found a list, expected a section with node, listeners, http, auth, acl, store, cluster, delivery, inbox, sessions, history, dedupe, group, recall, limits, log`,
 	"listeners.bad.yaml": `
@@ -90,16 +91,15 @@ mysql.bad.yaml:6:19: store.mysql.allow_unsafe: found "maybe", expected true or f
 mysql.bad.yaml:7:15: store.mysql.replicas: found 1, but reading from replicas is not available in this version; expected an empty list
 mysql.bad.yaml:8:25: limits.message_bytes: found 0, which is no limit; expected one with store.driver mysql, whose statements have a limit
 mysql.bad.yaml:8:43: limits.command_bytes: found 0, which is no limit; expected one with store.driver mysql, whose statements have a limit
-mysql.bad.yaml:8:59: limits.topic_bytes: found 2001, expected 1 to 2000 with store.driver mysql, in which topics are keys`,
+mysql.bad.yaml:8:59: limits.topic_bytes: found 2001, expected at most 2000 with store.driver mysql, in which topics are keys`,
 	"nodsn.bad.yaml": `
-nodsn.bad.yaml:1:1: limits.topic_bytes: found 0, expected 1 to 2000 with store.driver mysql, in which topics are keys
 nodsn.bad.yaml:1:8: store.mysql.dsn: not a DSN; expected user:password@tcp(host:3306)/database`,
 	"none.bad.yaml": `
 none.bad.yaml:1:12: listeners: found none, expected at least one such as {type: tcp, address: "127.0.0.1:1883"}`,
 	"secrets.bad.yaml": `
 secrets.bad.yaml:2:16: store.mysql.dsn: found a list, expected a text
 secrets.bad.yaml:2:39: store.mysql.replicas: found a text, expected a list
-secrets.bad.yaml:4:10: cluster.redis: found a text, expected a section with addresses, password, db
+secrets.bad.yaml:4:10: cluster.redis: found a text, expected a section with addresses, master, username, password, db, tls, prefix
 secrets.bad.yaml:6:8: auth.jwt: found a text, expected a section with keys, jwks_url, jwks_refresh, jwks_cooldown, audience, issuer, user_claim, leeway`,
 	"syntax.bad.yaml": `
 syntax.bad.yaml:3:2: not valid YAML: did not find expected key`,

@@ -56,7 +56,10 @@ func Default() *Config {
 				CacheTTL: Duration(30 * time.Second), NegativeTTL: Duration(5 * time.Second), CacheSize: 10000,
 			},
 		},
-		Store:    Store{Driver: "pebble", Pebble: Pebble{Path: "data", Sync: "commit"}, MySQL: MySQL{Connections: 16}},
+		Store: Store{Driver: "pebble", Pebble: Pebble{Path: "data", Sync: "commit"}, MySQL: MySQL{Connections: 16}},
+		Cluster: Cluster{
+			Redis: Redis{Prefix: "mqim"}, Look: Duration(30 * time.Second), Drain: Duration(5 * time.Second),
+		},
 		Delivery: Delivery{Window: 256, AckTimeout: Duration(10 * time.Second), MaxAttempts: 5},
 		Inbox:    Inbox{MaxMessages: 10000, TTL: Duration(168 * time.Hour)},
 		Sessions: Sessions{MaxQueued: 10000, Overflow: OverflowDropOldest},
@@ -103,11 +106,12 @@ type Listener struct {
 	Key      string `yaml:"key"`       // tls and wss: PEM file
 	ClientCA string `yaml:"client_ca"` // tls and wss: PEM file; set, clients must show a certificate signed by it
 
+	Advertise     string `yaml:"advertise"`      // host:port that clients reach it by; "": see AdvertisedAddress
 	ClientUser    string `yaml:"client_user"`    // with client_ca: cn or san, what names the user; "": the certificate does not
 	ProxyProtocol bool   `yaml:"proxy_protocol"` // each connection begins with a PROXY header, version 1 or 2
 }
 
-// HTTP is the address of /healthz, /readyz and /metrics; "" turns them off.
+// HTTP is the address of /healthz, /readyz, /metrics and /v1/endpoints; "" turns them off.
 type HTTP struct {
 	Address string `yaml:"address"`
 }
@@ -200,16 +204,25 @@ type MySQL struct {
 	Replicas    []Secret `yaml:"replicas"`     // not in this version
 }
 
-// Cluster is about several nodes; not in this version.
+// Cluster is about several nodes on one database.
 type Cluster struct {
-	Redis Redis `yaml:"redis"`
+	Redis Redis    `yaml:"redis"`
+	Look  Duration `yaml:"look"`  // how often a node looks in the database for what no other node has told it of
+	Drain Duration `yaml:"drain"` // how long handing many clients over takes when a node stops, at most
 }
+
+// On reports whether the server is a node of a cluster.
+func (c Cluster) On() bool { return len(c.Redis.Addresses) > 0 }
 
 // Redis connects the nodes; no addresses: a single node.
 type Redis struct {
-	Addresses []string `yaml:"addresses"`
+	Addresses []string `yaml:"addresses"` // one: a server; several: nodes of a Redis Cluster or, with Master, Sentinels
+	Master    string   `yaml:"master"`    // what the Sentinels call the master; "": there are none
+	Username  string   `yaml:"username"`
 	Password  Secret   `yaml:"password"`
 	DB        int      `yaml:"db"`
+	TLS       bool     `yaml:"tls"`
+	Prefix    string   `yaml:"prefix"` // of all names in Redis: clusters that share a server need different ones
 }
 
 // Delivery is how messages go out to a device.

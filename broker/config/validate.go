@@ -49,6 +49,9 @@ func (c *Config) validate() Errors {
 	}
 	c.Store.validate(v)
 	c.Cluster.validate(v)
+	if c.Cluster.On() && c.Store.Driver != "mysql" {
+		v.fail("store.driver", "found %s with cluster.redis.addresses, expected mysql: the nodes of a cluster share a database", quote(c.Store.Driver))
+	}
 	c.Delivery.validate(v)
 	v.number("inbox.max_messages", c.Inbox.MaxMessages, 0, 0)
 	v.duration("inbox.ttl", c.Inbox.TTL, 0)
@@ -136,6 +139,14 @@ func (n Node) validate(v *validator) {
 	}
 }
 
+// TopicBytes is the longest topic or filter outside im/, in bytes; 0: no limit.
+func (c *Config) TopicBytes() int {
+	if c.Store.Driver == "mysql" && c.Limits.TopicBytes == 0 {
+		return maxKey
+	}
+	return int(c.Limits.TopicBytes)
+}
+
 func (c *Config) validateListeners(v *validator) {
 	if len(c.Listeners) == 0 {
 		v.fail("listeners", "found none, expected at least one such as {type: tcp, address: \"127.0.0.1:1883\"}")
@@ -176,6 +187,9 @@ func (l Listener) validate(v *validator, key string) {
 		v.fail(key+".path", "found %s, expected a path such as /mqtt", quote(l.Path))
 	case !l.web() && l.Path != "":
 		v.fail(key+".path", "found %s, expected none: only types ws and wss have a path", quote(l.Path))
+	}
+	if l.Advertise != "" {
+		v.address(key+".advertise", l.Advertise)
 	}
 	switch {
 	case l.ClientUser == "":
@@ -333,8 +347,8 @@ const maxKey = 2000
 // validateMySQL checks what the store in MySQL cannot do without: it has topics and filters as keys, which are short there,
 // and a message is one statement of bounded size.
 func (l Limits) validateMySQL(v *validator) {
-	if l.TopicBytes == 0 || l.TopicBytes > maxKey {
-		v.fail("limits.topic_bytes", "found %s, expected 1 to %d with store.driver mysql, in which topics are keys", l.TopicBytes, maxKey)
+	if l.TopicBytes > maxKey {
+		v.fail("limits.topic_bytes", "found %s, expected at most %d with store.driver mysql, in which topics are keys", l.TopicBytes, maxKey)
 	}
 	for _, x := range []struct {
 		key  string
@@ -346,11 +360,23 @@ func (l Limits) validateMySQL(v *validator) {
 	}
 }
 
+// maxPrefix bounds cluster.redis.prefix, in bytes: it is part of every channel's name.
+const maxPrefix = 32
+
 func (c Cluster) validate(v *validator) {
-	if len(c.Redis.Addresses) > 0 {
-		v.fail("cluster.redis.addresses", "clusters are not in this version; expected an empty list")
+	r := c.Redis
+	for i, a := range r.Addresses {
+		v.address(fmt.Sprintf("cluster.redis.addresses[%d]", i), a)
 	}
-	v.number("cluster.redis.db", c.Redis.DB, 0, 0)
+	v.number("cluster.redis.db", r.DB, 0, 0)
+	if len(r.Addresses) > 1 && r.Master == "" && r.DB != 0 {
+		v.fail("cluster.redis.db", "found %d, expected 0: a Redis Cluster has only that one", r.DB)
+	}
+	if r.Prefix == "" || len(r.Prefix) > maxPrefix || strings.ContainsFunc(r.Prefix, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '{' || c == '}' }) {
+		v.fail("cluster.redis.prefix", "found %s, expected 1 to %d bytes of ASCII without spaces and braces", quote(r.Prefix), maxPrefix)
+	}
+	v.duration("cluster.look", c.Look, 100*time.Millisecond)
+	v.duration("cluster.drain", c.Drain, 0)
 }
 
 func (d Delivery) validate(v *validator) {

@@ -10,7 +10,7 @@ import (
 func TestMigrate(t *testing.T) {
 	t.Chdir(t.TempDir())
 	const secret = "hush-hush"
-	dead := `store: {driver: mysql, mysql: {dsn: "u:` + secret + `@tcp(127.0.0.1:1)/db"}}` + "\nlimits: {topic_bytes: 2000}\n"
+	dead := `store: {driver: mysql, mysql: {dsn: "u:` + secret + `@tcp(127.0.0.1:1)/db"}}`
 	for name, text := range map[string]string{"pebble.yaml": "", "dead.yaml": dead} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
