@@ -9,7 +9,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-deps unit lint vuln bench bench-go torture fuzz clean
+.PHONY: help build run cluster test test-deps unit lint vuln bench bench-go torture fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ build: ## build bin/mqim
 
 run: build ## build and serve on loopback with config.yaml; messages are kept in data/
 	./bin/mqim serve --config $(CONFIG)
+
+cluster: build ## three nodes on a MariaDB and a Redis of their own, on loopback, until Ctrl-C; kept in data/cluster
+	./scripts/cluster.sh data/cluster
 
 test: test-deps lint unit ## install what the tests need, lint, and run every test with the race detector
 

@@ -121,12 +121,16 @@ func (f *flow) connect(ctx context.Context) error {
 			f.complete = append(f.complete, newCompletion(f.o, share(f.scheduled(), f.shape.senders, i)))
 		}
 	}
+	there := *f.o
+	if there.There != "" {
+		there.Address = there.There
+	}
 	err := each(ctx, f.shape.receivers, f.o.Concurrency, func(ctx context.Context, i int) error {
 		base, streams := 0, f.shape.senders
 		if f.shape.pairs() {
 			base, streams = i, 1
 		}
-		l, err := dial(ctx, f.o, f.o.receiver(i), "", !f.o.Persist, readBuffer)
+		l, err := dial(ctx, &there, f.o.receiver(i), "", !f.o.Persist, readBuffer)
 		if err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ const (
 // Options is what to measure. The zero value of a field takes the default that [Options.Defaults] gives it.
 type Options struct {
 	Address  string  // host:port of the broker
+	There    string  // pairs, fanin, fanout: the address that receivers connect to, another node of the cluster; "": Address
 	Profile  Profile // Topic
 	Version  int     // 3 (3.1.1) or 5; 3
 	Password string  // sent with the user name, if set
@@ -134,6 +135,7 @@ func (o *Options) check() error {
 		}
 	}
 	want(strings.Contains(o.Address, ":"), "address %q: want host:port", o.Address)
+	want(o.There == "" || strings.Contains(o.There, ":"), "receivers' address %q: want host:port", o.There)
 	want(o.Profile == Topic || o.Profile == Plain || o.Profile == IM, "profile %q: want topic, plain or im", o.Profile)
 	want(o.Version == 3 || o.Version == 5, "version %d: want 3 or 5", o.Version)
 	for name, n := range map[string]int{"pairs": o.Pairs, "senders": o.Senders, "receivers": o.Receivers,

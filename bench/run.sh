@@ -16,6 +16,7 @@ warmup=${BENCH_WARMUP:-2}                   # seconds before that
 PATH=$PATH:/usr/sbin
 scenarios=${BENCH_SCENARIOS:-pairs im rate topics durable fanout group groups large conversations idle backlog sessions}
 if [[ -z ${BENCH_SCENARIOS:-} ]] && command -v mariadbd >/dev/null; then scenarios+=" mysql"; fi
+if [[ -z ${BENCH_SCENARIOS:-} ]] && command -v mariadbd >/dev/null && command -v redis-server >/dev/null; then scenarios+=" cluster"; fi
 idle=${BENCH_IDLE:-10000}                   # connections
 backlog=${BENCH_BACKLOG:-1000000}           # messages waiting
 users=${BENCH_USERS:-10000}                 # for so many users
@@ -33,9 +34,12 @@ mkdir -p "$dir" "$out/raw"
 rm -f "$out"/raw/*.json
 work=$(mktemp -d "$dir/bench-XXXXXX")
 broker=                                     # pid of the broker that runs now
-database=                                   # and of its database
+second=                                     # of the cluster's second node
+database=                                   # of the database
+redis=                                      # and of what connects the nodes
 cleanup() {
   stop KILL
+  stop_redis
   stop_database
   rm -rf "$work"
 }
@@ -47,10 +51,47 @@ wants() { [[ " $scenarios " == *" $1 "* ]]; }
 
 # stop ends the broker with a signal and waits for it.
 stop() {
-  [[ -n $broker ]] || return 0
-  kill "-${1:-TERM}" "$broker" 2>/dev/null || true
-  wait "$broker" 2>/dev/null || true
-  broker=
+  local pid
+  for pid in $second $broker; do
+    kill "-${1:-TERM}" "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+  done
+  broker= second=
+}
+
+stop_redis() {
+  [[ -n $redis ]] || return 0
+  kill -KILL "$redis" 2>/dev/null || true
+  wait "$redis" 2>/dev/null || true
+  redis=
+}
+
+# start_redis runs a Redis that keeps nothing on port $bus.
+start_redis() {
+  bus=$(free_port)
+  redis-server --bind 127.0.0.1 --port "$bus" --save '' --appendonly no --dir "$work" >"$work/redis.log" 2>&1 &
+  redis=$!
+  local until=$((SECONDS + 20))
+  until open "$bus"; do
+    if ((SECONDS > until)) || ! kill -0 "$redis" 2>/dev/null; then
+      note "redis did not start:"
+      cat "$work/redis.log" >&2
+      exit 1
+    fi
+    sleep 0.05
+  done
+}
+
+# start_second runs another node of the cluster; its address is then in $there.
+start_second() {
+  there=$(free_port)
+  local first=$http
+  http=$(free_port)
+  sed -e "s/127.0.0.1:$port/127.0.0.1:$there/" -e "s/127.0.0.1:$first/127.0.0.1:$http/" -e 's/node: {name: one}/node: {name: two}/' \
+    "$work/mqim.yaml" >"$work/second.yaml"
+  "$work/mqim" serve --config "$work/second.yaml" >"$work/second.log" 2>&1 &
+  second=$!
+  await ready
 }
 
 stop_database() {
@@ -135,12 +176,16 @@ start() {
     rm -rf "$work/data"
     store="driver: pebble, pebble: {path: \"$work/data\", sync: commit}"
     if [[ -n $database ]]; then store="driver: mysql, mysql: {dsn: \"mqim:bench@tcp(127.0.0.1:$sql)/mqim\"}"; fi
+    nodes=
+    if [[ -n $redis ]]; then nodes="redis: {addresses: [\"127.0.0.1:$bus\"]}"; fi
     cat >"$work/mqim.yaml" <<YAML
+node: {name: one}
 listeners:
   - {name: mqtt, type: tcp, address: "127.0.0.1:$port"}
 http: {address: "127.0.0.1:$http"}
 auth: {mode: trust}
 store: {$store}
+cluster: {$nodes}
 limits: {sends_per_second: 0, connections: 0, connects_per_second: 0}
 log: {level: warn, format: text}
 YAML
@@ -330,6 +375,21 @@ for ((round = 1; round <= rounds; round++)); do
       start mqim
       load "mysql$p" mqim "$round" pairs --profile "$p" --duration "${seconds}s" --warmup "${warmup}s"
       stop
+      stop_database
+    done
+  fi
+  if wants cluster; then
+    for p in plain im; do
+      note "round $round of $rounds: 20 pairs on a node of a cluster, and on two, profile $p, mqim"
+      start_database
+      start_redis
+      start mqim
+      load "one$p" mqim "$round" pairs --profile "$p" --duration "${seconds}s" --warmup "${warmup}s"
+      start_second
+      load "two$p" mqim "$round" pairs --profile "$p" --receivers-at "127.0.0.1:$there" --duration "${seconds}s" --warmup "${warmup}s"
+      load "tworate$p" mqim "$round" pairs --profile "$p" --receivers-at "127.0.0.1:$there" --rate 1000 --duration "${seconds}s" --warmup "${warmup}s"
+      stop
+      stop_redis
       stop_database
     done
   fi

@@ -156,6 +156,7 @@ func loadFlags() []cli.Flag {
 		&cli.DurationFlag{Name: "duration", Value: 10 * time.Second, Usage: "how long to measure"},
 		&cli.Int64Flag{Name: "count", Usage: "measure so many messages instead"},
 		&cli.DurationFlag{Name: "warmup", Value: time.Second, Usage: "published before measuring starts"},
+		&cli.StringFlag{Name: "receivers-at", Usage: "`HOST:PORT` that receivers connect to, another node of a cluster (default: --address)"},
 	)
 }
 
@@ -214,6 +215,7 @@ func benchAction(scenario func(context.Context, bench.Options) (*bench.Report, e
 		}
 		o := bench.Options{
 			Address:     cmd.String("address"),
+			There:       cmd.String("receivers-at"),
 			Profile:     bench.Profile(cmd.String("profile")),
 			Version:     cmd.Int("version"),
 			Password:    cmd.String("password"),

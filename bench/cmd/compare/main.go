@@ -168,6 +168,7 @@ func compare(all results) []row {
 		Target: target(b > 0, "≥ 1.0× mochi")}, im >= b)
 	add(row{Scenario: "20 pairs on MariaDB, plain", Unit: "delivered/s", Mqim: all.median("mysqlplain", "mqim", delivered)}, true)
 	add(row{Scenario: "20 pairs on MariaDB, IM", Unit: "delivered/s", Mqim: all.median("mysqlim", "mqim", delivered)}, true)
+	t.cluster(all)
 	a, b, c = three("rate", p(func(q bench.Quantiles) int64 { return q.P50 }))
 	add(row{Scenario: "5,000/s", Unit: "p50 ms", Mqim: a, Mochi: b, Mosquitto: c}, true)
 	a, b, c = three("rate", p(func(q bench.Quantiles) int64 { return q.P99 }))
@@ -227,6 +228,18 @@ func compare(all results) []row {
 	restart = all.median("again", "mqim", func(r *result) float64 { return r.ReadySeconds })
 	add(row{Scenario: "with these, kill -9 to ready", Unit: "s", Mqim: restart, Target: "< 2 s"}, restart < 2)
 	return t
+}
+
+// cluster adds what nodes on MariaDB and Redis do.
+func (t *table) cluster(all results) {
+	for _, x := range [][2]string{{"plain", "plain"}, {"im", "IM"}} {
+		profile, name := x[0], x[1]
+		one, two := all.median("one"+profile, "mqim", delivered), all.median("two"+profile, "mqim", delivered)
+		t.add(row{Scenario: "20 pairs on a node of a cluster, " + name, Unit: "delivered/s", Mqim: one, Target: "≥ 20,000"}, one >= 20_000)
+		t.add(row{Scenario: "20 pairs across two nodes, " + name, Unit: "delivered/s", Mqim: two, Target: "≥ 0.7× one"}, two >= 0.7*one)
+		p99 := all.median("tworate"+profile, "mqim", func(r *result) float64 { return float64(r.Latency.P99) / 1000 })
+		t.add(row{Scenario: "1,000/s across two nodes, " + name, Unit: "p99 ms", Mqim: p99, Target: "< 15 ms"}, p99 < 15)
+	}
 }
 
 // target is text, if there is what it compares with.
