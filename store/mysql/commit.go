@@ -16,13 +16,14 @@ import (
 // by the statement before COMMIT, so whoever can lock it knows what became of a COMMIT without an answer.
 type lane struct {
 	s     *Store
+	kind  byte // the first byte of id
 	id    string
 	batch uint64
 	cache groupCache
 }
 
-func newLane(s *Store) *lane {
-	l := &lane{s: s}
+func newLane(s *Store, kind byte) *lane {
+	l := &lane{s: s, kind: kind}
 	l.renew()
 	return l
 }
@@ -31,6 +32,7 @@ func newLane(s *Store) *lane {
 func (l *lane) renew() {
 	var id [16]byte
 	_, _ = rand.Read(id[:])
+	id[0] = l.kind
 	l.id, l.batch = string(id[:]), 0
 }
 

@@ -16,6 +16,7 @@
 //	directs, memberships (user)   lists of conversations
 //	groups, members, cursors, blocks, users, devices, notices
 //	sessions, subscriptions, filters, queues, pubs, pub_refs, outbound, inbound, retained, wills
+//	claims (client)               who speaks for a client
 //	writers, nodes, meta, counts  the processes and the store itself
 //
 // Nothing is used that only one product has: no stored code, no foreign keys, no generated columns, no partitions.
@@ -27,8 +28,8 @@
 // It is one transaction at READ COMMITTED, in three round trips for direct messages, whatever its size: lock and read,
 // write, COMMIT; groups take one or two more. Statements that do not depend on each other's results are one packet.
 //
-// Whoever writes locks first: heads of conversations, of inboxes, views, sessions, in this order and each by key, so
-// that two batches wait for each other in one direction. A group has no lock of its own: it is changed by messages
+// Whoever writes locks first: claims of clients, heads of conversations, of inboxes, views, sessions, in this order and
+// each by key, so that two batches wait for each other in one direction. A group has no lock of its own: it is changed by messages
 // alone, and so the head of its conversation is its lock. Members of small groups are remembered by the group's version,
 // which is read under that lock. What is new (a first message, a cid) is inserted as such: where two nodes do so at
 // once the keys let one of them through, and the other begins again and finds it. So it does after a deadlock and a

@@ -44,6 +44,7 @@ var fill = map[string]string{
 	"retained":      "path, expires, body SELECT CONCAT('n', seq), 0, 'x'",
 	"counts":        "name, value SELECT CONCAT('n', seq), 1",
 	"wills":         "client, body SELECT CONCAT('n', seq), 'x'",
+	"claims":        "client, epoch, claimed SELECT CONCAT('n', seq), 1, seq",
 	"meta":          "name, value SELECT CONCAT('n', seq), 'x'",
 }
 

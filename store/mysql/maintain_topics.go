@@ -12,8 +12,8 @@ import (
 
 // maintainTopics is where Maintain's jobs for ordinary topics have come to.
 type maintainTopics struct {
-	sessions, retained, pubs, nodes job[string]
-	queues, outbound                job[queuePlace]
+	sessions, retained, pubs, nodes, claims job[string]
+	queues, outbound                        job[queuePlace]
 }
 
 type queuePlace struct {
@@ -32,6 +32,7 @@ func (s *Store) maintainTopics(ctx context.Context, now time.Time, note func(boo
 	note(m.queues.step(func(pos queuePlace) (queuePlace, bool, error) { return s.dropPassed(ctx, pos) }))
 	note(m.outbound.step(func(pos queuePlace) (queuePlace, bool, error) { return s.dropOutbound(ctx, pos) }))
 	note(m.pubs.step(func(pos string) (string, bool, error) { return s.dropPubs(ctx, pos) }))
+	note(m.claims.step(func(pos string) (string, bool, error) { return s.dropClaims(ctx, pos, ms) }))
 	note(m.nodes.step(func(string) (string, bool, error) { return "", false, s.dropNodes(ctx) }))
 }
 

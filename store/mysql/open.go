@@ -244,10 +244,10 @@ func (s *Store) start(ctx context.Context) error {
 		return err
 	}
 	s.sends, s.pubs, s.lazy = make(chan *lane, 1), make(chan *lane, 1), make(chan *lane, lazyLanes)
-	s.sends <- newLane(s)
-	s.pubs <- newLane(s)
+	s.sends <- newLane(s, laneFeeds)
+	s.pubs <- newLane(s, laneFeeds)
 	for range lazyLanes {
-		s.lazy <- newLane(s)
+		s.lazy <- newLane(s, laneOther)
 	}
 	if err := s.beat(ctx); err != nil {
 		return fmt.Errorf("store.mysql: %w", err)

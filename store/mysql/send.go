@@ -73,6 +73,7 @@ func (w *writer) accepted() {
 		d.m.Dup = true
 		d.m.Conv, d.m.Cseq, d.m.ID, d.m.TS = d.r.conv, d.r.cseq, d.r.id, d.r.ts
 	}
+	w.tellClaims()
 	for id := w.s.committed.Load(); w.lastID > id && !w.s.committed.CompareAndSwap(id, w.lastID); {
 		id = w.s.committed.Load()
 	}

@@ -59,6 +59,7 @@ var (
 	lockWriter  = define(`SELECT batch FROM mqim_writers WHERE id = ?s FOR UPDATE`)
 	lastID      = define(`SELECT MAX(last_id) FROM mqim_writers`)
 	listWriters = define(`SELECT id, last_id, seen FROM mqim_writers FORCE INDEX (PRIMARY) WHERE id > ?s ORDER BY id LIMIT ?n`)
+	listFeeds   = define(`SELECT id, batch FROM mqim_writers FORCE INDEX (PRIMARY) WHERE id > ?s AND id < ?s ORDER BY id LIMIT ?n`)
 	dropWriters = define(`DELETE FROM mqim_writers WHERE id IN ([?s]) AND seen < ?n`)
 )
 
@@ -66,9 +67,10 @@ var (
 var (
 	lockConvs = define(`SELECT conv, cseq, last_id, from_a, from_b FROM mqim_convs FORCE INDEX (PRIMARY)
 		WHERE conv IN ([?s]) ORDER BY conv FOR UPDATE`)
-	getConvs = define(`SELECT conv, cseq, last_id, from_a, from_b FROM mqim_convs FORCE INDEX (PRIMARY) WHERE conv IN ([?s])`)
-	addConvs = define(`INSERT INTO mqim_convs (conv, cseq, last_id, from_a, from_b) VALUES [(?s, ?n, ?n, ?n, ?n)]`)
-	setConvs = define(`INSERT INTO mqim_convs (conv, cseq, last_id, from_a, from_b) VALUES [(?s, ?n, ?n, ?n, ?n)]
+	getConvs     = define(`SELECT conv, cseq, last_id, from_a, from_b FROM mqim_convs FORCE INDEX (PRIMARY) WHERE conv IN ([?s])`)
+	getConvHeads = define(`SELECT conv, cseq FROM mqim_convs FORCE INDEX (PRIMARY) WHERE conv IN ([?s])`)
+	addConvs     = define(`INSERT INTO mqim_convs (conv, cseq, last_id, from_a, from_b) VALUES [(?s, ?n, ?n, ?n, ?n)]`)
+	setConvs     = define(`INSERT INTO mqim_convs (conv, cseq, last_id, from_a, from_b) VALUES [(?s, ?n, ?n, ?n, ?n)]
 		ON DUPLICATE KEY UPDATE cseq = VALUES(cseq), last_id = VALUES(last_id), from_a = VALUES(from_a), from_b = VALUES(from_b)`)
 	listConvs = define(`SELECT conv FROM mqim_convs FORCE INDEX (PRIMARY) WHERE conv > ?s ORDER BY conv LIMIT ?n`)
 
@@ -139,8 +141,9 @@ var (
 	addInboxes = define(`INSERT INTO mqim_inboxes (user, seq, max_ts, trimmed) VALUES [(?s, ?n, ?n, 0)]`)
 	setInboxes = define(`INSERT INTO mqim_inboxes (user, seq, max_ts, trimmed) VALUES [(?s, ?n, ?n, 0)]
 		ON DUPLICATE KEY UPDATE seq = VALUES(seq), max_ts = VALUES(max_ts)`)
-	listInboxes = define(`SELECT user, seq, trimmed FROM mqim_inboxes FORCE INDEX (PRIMARY) WHERE user > ?s ORDER BY user LIMIT ?n`)
-	trimInbox   = define(`UPDATE mqim_inboxes SET trimmed = GREATEST(trimmed, ?n) WHERE user = ?s`)
+	getInboxHeads = define(`SELECT user, seq FROM mqim_inboxes FORCE INDEX (PRIMARY) WHERE user IN ([?s])`)
+	listInboxes   = define(`SELECT user, seq, trimmed FROM mqim_inboxes FORCE INDEX (PRIMARY) WHERE user > ?s ORDER BY user LIMIT ?n`)
+	trimInbox     = define(`UPDATE mqim_inboxes SET trimmed = GREATEST(trimmed, ?n) WHERE user = ?s`)
 
 	addEntries = define(`INSERT INTO mqim_entries (user, first, n, max_ts, min_ts, runs) VALUES [(?s, ?n, ?n, ?n, ?n, ?s)]`)
 	getEntries = define(`SELECT first, n, max_ts, min_ts, runs FROM mqim_entries
@@ -197,7 +200,7 @@ var (
 // Users.
 var (
 	setUsers = define(`INSERT INTO mqim_users (user, cursor_seq, last_seen) VALUES [(?s, ?n, ?n)]
-		ON DUPLICATE KEY UPDATE cursor_seq = VALUES(cursor_seq), last_seen = VALUES(last_seen)`)
+		ON DUPLICATE KEY UPDATE cursor_seq = GREATEST(cursor_seq, VALUES(cursor_seq)), last_seen = GREATEST(last_seen, VALUES(last_seen))`)
 	getUser    = define(`SELECT cursor_seq, last_seen FROM mqim_users WHERE user = ?s`)
 	setDevices = define(`INSERT INTO mqim_devices (user, device, cursor_seq, last_seen, expires, profile) VALUES [(?s, ?s, ?n, ?n, ?n, ?s)]
 		ON DUPLICATE KEY UPDATE cursor_seq = VALUES(cursor_seq), last_seen = VALUES(last_seen), expires = VALUES(expires),
@@ -220,6 +223,20 @@ var (
 	releaseLock = define(`SELECT RELEASE_LOCK(?s)`)
 )
 
+// Claims of clients. A first one has the time as its epoch, so that it is greater than those that Maintain may have removed.
+var (
+	lockClaims = define(`SELECT client FROM mqim_claims FORCE INDEX (PRIMARY) WHERE client IN ([?s]) ORDER BY client FOR UPDATE`)
+	setClaims  = define(`INSERT INTO mqim_claims (client, epoch, claimed)
+		VALUES [(?s, CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS UNSIGNED), CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED))]
+		ON DUPLICATE KEY UPDATE epoch = epoch + 1, claimed = VALUES(claimed)`)
+	shareClaims = define(`SELECT client, epoch FROM mqim_claims FORCE INDEX (PRIMARY) WHERE client IN ([?s]) ORDER BY client LOCK IN SHARE MODE`)
+	getClaims   = define(`SELECT client, epoch FROM mqim_claims FORCE INDEX (PRIMARY) WHERE client IN ([?s])`)
+	walkClaims  = define(`SELECT c.client, c.claimed, s.client IS NOT NULL OR w.client IS NOT NULL FROM mqim_claims c FORCE INDEX (PRIMARY)
+		LEFT JOIN mqim_sessions s ON s.client = c.client LEFT JOIN mqim_wills w ON w.client = c.client
+		WHERE c.client > ?s ORDER BY c.client LIMIT ?n`)
+	dropClaims = define(`DELETE FROM mqim_claims WHERE client IN ([?s]) AND claimed <= ?n`)
+)
+
 // Sessions and queues of ordinary topics.
 var (
 	beat = define(`INSERT INTO mqim_nodes (id, seen) VALUES (?s, CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED))
@@ -233,7 +250,8 @@ var (
 		WHERE client IN ([?s]) ORDER BY client FOR UPDATE`)
 	getSessions = define(`SELECT client, user, expiry, since, state, node, queue, head, passed FROM mqim_sessions FORCE INDEX (PRIMARY)
 		WHERE client IN ([?s])`)
-	listSessions = define(`SELECT client, user, expiry, since, state, node, queue, head, passed FROM mqim_sessions FORCE INDEX (PRIMARY)
+	getQueueHeads = define(`SELECT client, head FROM mqim_sessions FORCE INDEX (PRIMARY) WHERE client IN ([?s])`)
+	listSessions  = define(`SELECT client, user, expiry, since, state, node, queue, head, passed FROM mqim_sessions FORCE INDEX (PRIMARY)
 		WHERE client > ?s ORDER BY client LIMIT ?n`)
 	addSessions = define(`INSERT INTO mqim_sessions (client, user, expiry, since, state, node, queue, head, passed)
 		VALUES [(?s, ?s, ?n, ?n, ?n, ?s, ?s, ?n, ?n)]`)

@@ -413,7 +413,7 @@ func (t *topicWriter) outbound(list []store.Outbound) {
 
 // inbound notes a packet id, or forgets it. nil is none.
 func (t *topicWriter) inbound(i *store.Inbound) {
-	if i == nil {
+	if i == nil || t.w.fenced[i.Client] {
 		return
 	}
 	h := t.queues[i.Client]

@@ -107,6 +107,10 @@ type writer struct {
 	cids    map[string]cidRecord      // stored, by key, expired or not
 	inBatch map[cidKey]cidRecord
 
+	claims  map[string]uint64 // epochs that stand, this batch's included
+	fenced  map[string]bool   // clients of whom nothing is taken
+	claimed []*store.Claim    // by client
+
 	lastID  int64
 	chunks  []*openChunk
 	fed     []*inboxHead // in the order of their first entries
@@ -163,6 +167,12 @@ func check(b *store.Batch) error {
 			errs = append(errs, err)
 		}
 	}
+	for _, c := range b.Claims {
+		note(checkName("client", c.Client, clientBytes))
+	}
+	for _, f := range b.Fences {
+		note(checkName("client", f.Client, clientBytes))
+	}
 	checkTopics(&b.TopicBatch, note)
 	for _, m := range b.Sends {
 		note(checkConv(m.Conv))
@@ -217,10 +227,11 @@ func checkOwner(name string) error {
 	return checkUser(name)
 }
 
-// build locks, reads, numbers and writes, up to COMMIT. Locks are taken in one order by everybody: conversations,
+// build locks, reads, numbers and writes, up to COMMIT. Locks are taken in one order by everybody: claims, conversations,
 // inboxes, views, sessions, each by key; what is new is inserted in that order too.
 func (w *writer) build(ctx context.Context, b *store.Batch) error {
 	w.s.begin(w.q)
+	w.askClaims(b)
 	grouped := w.lockConvs(b)
 	w.findCids(b.Sends)
 	if !grouped {
@@ -231,6 +242,7 @@ func (w *writer) build(ctx context.Context, b *store.Batch) error {
 	if err := w.run(ctx); err != nil {
 		return err
 	}
+	b = w.fence(b)
 	if grouped {
 		names, err := w.recipients(ctx, b)
 		if err != nil {

@@ -22,7 +22,7 @@ func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
 		return err
 	}
 	pb := s.db.NewBatch()
-	lazy := b.Lazy && len(b.Sends)+len(b.Recalls)+len(b.Deletes)+len(b.Blocks)+len(b.Notices) == 0
+	lazy := b.Lazy && len(b.Claims)+len(b.Sends)+len(b.Recalls)+len(b.Deletes)+len(b.Blocks)+len(b.Notices) == 0
 	wait, end, err := s.apply(pb, lazy, func(w *writer) error { return w.build(b) })
 	if err != nil {
 		return err // the batch is not reused: after an error Pebble may still hold it
@@ -35,6 +35,9 @@ func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
 	}
 	if end.lsn != 0 {
 		s.advance(end)
+	}
+	if len(b.Sends)+len(b.Publishes) > 0 {
+		s.writes.Add(1)
 	}
 	return pb.Close()
 }
@@ -114,6 +117,10 @@ func (s *Store) apply(pb *pdb.Batch, lazy bool, build func(*writer) error) (wait
 // build puts the batch into w.pb. Everything that reads stored chunks comes before the Sends, whose chunks cannot
 // be read until they are applied.
 func (w *writer) build(b *store.Batch) error {
+	b, err := w.fence(b)
+	if err != nil {
+		return err
+	}
 	for _, r := range b.Recalls {
 		if err := w.recall(r); err != nil {
 			return err

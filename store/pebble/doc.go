@@ -22,6 +22,7 @@
 //	z user 0 device 0 conv → how far a device has read a large group
 //	N to 0 ts hash       → notices; the hash is of what they say
 //	b, d, u, m           → block lists, devices, users, the store itself
+//	E client             → the epoch of the last claim of a client, and when
 //
 // Ordinary topics:
 //
@@ -43,8 +44,8 @@
 // compare the lsn of everything they find with durable, the last lsn known to be synced, and pass over what is
 // beyond. lsn is assigned and applied under one mutex and the write-ahead log is synced in its order, so "lsn <=
 // durable" is exact. Watermarks, deletions, the removal of a body and notices are not clipped: they may show a moment
-// early, and a crash may bring the older state back. Nor are groups and their members, but what is read of a group's
-// log is.
+// early, and a crash may bring the older state back. Nor are claims, nor groups and their members, but what is read of a
+// group's log is.
 //
 // Damage is noticed by checksums, of Pebble's blocks and of chunks, and refused. One case is not: a flipped bit near
 // the end of the last write-ahead log, met while recovering from a crash, looks like a torn write, and what comes

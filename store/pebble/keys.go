@@ -29,6 +29,7 @@ const (
 	tabCursor      = 'z'
 	tabOwn         = 'O'
 	tabNotice      = 'N'
+	tabClaim       = 'E'
 
 	tabPubs     = 'p' // ordinary topics: see the second list
 	tabPubRef   = 'f'

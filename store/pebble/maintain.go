@@ -53,11 +53,11 @@ func (j *job) step(run func(pos []byte) (next []byte, err error)) (more bool, er
 }
 
 // maintainer is where Maintain's jobs have come to.
-type maintainer struct{ inboxes, history, marks, notices, devices, sessions, retained job }
+type maintainer struct{ inboxes, history, marks, notices, devices, sessions, retained, claims job }
 
 // Maintain drops cids that are past the window, inbox entries that retention or every cursor has passed, old messages
-// and what was noted of them, old notices, sessions that have ended, and retained messages that have expired. Nothing
-// of it is needed for reads to be exact, so it may be lazy, and what a crash undoes is done again. It is not synced:
+// and what was noted of them, old notices, sessions that have ended, retained messages that have expired, and claims of
+// clients of whom nothing is left. Nothing of it is needed for reads to be exact, so it may be lazy, and what a crash undoes is done again. It is not synced:
 // in the write-ahead log it comes after what it follows from.
 func (s *Store) Maintain(ctx context.Context, now time.Time) (more bool, err error) {
 	if err := s.enter(ctx); err != nil {
@@ -83,6 +83,7 @@ func (s *Store) Maintain(ctx context.Context, now time.Time) (more bool, err err
 	step(&m.inboxes, func(pos []byte) ([]byte, error) { return s.trimInboxes(ctx, pos, ms) })
 	step(&m.sessions, func(pos []byte) ([]byte, error) { return s.endTopicSessions(pos, ms) })
 	step(&m.retained, func(pos []byte) ([]byte, error) { return s.dropRetained(pos, ms) })
+	step(&m.claims, func(pos []byte) ([]byte, error) { return s.dropClaims(pos, ms) })
 	step(&m.notices, func(pos []byte) ([]byte, error) { return s.dropNotices(pos, ms) })
 	if ttl := s.opts.Retention.HistoryTTL; ttl > 0 {
 		cutoff := now.Add(-ttl).UnixMilli()

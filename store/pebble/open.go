@@ -73,6 +73,7 @@ type Store struct {
 
 	durable atomic.Uint64 // last lsn that readers may see
 	lastID  atomic.Int64  // greatest durable id
+	writes  atomic.Uint64 // batches with messages or publications
 
 	mu       sync.Mutex // guards w and what follows
 	w        writer

@@ -6,39 +6,69 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// Writes is store.Shared's.
-func (s *Store) Writes(context.Context) (uint64, error) { return 0, nil }
+// Writes counts the batches of this process that had messages or publications: there is no other process.
+func (s *Store) Writes(ctx context.Context) (uint64, error) {
+	if err := s.enter(ctx); err != nil {
+		return 0, err
+	}
+	defer s.life.RUnlock()
+	return s.writes.Load(), nil
+}
 
-// InboxHeads is store.Shared's.
+// InboxHeads are the heads of inboxes.
 func (s *Store) InboxHeads(ctx context.Context, users []string, dst []uint64) ([]uint64, error) {
-	for _, u := range users {
-		b, err := s.Inbox(ctx, u)
+	return each(ctx, s, users, dst, func(user string) (uint64, error) {
+		r, ok, err := s.lastRecord(user, s.durable.Load())
 		if err != nil {
-			return dst, err
+			return 0, err
 		}
-		dst = append(dst, b.Head)
-	}
-	return dst, nil
+		if ok {
+			return r.last(), nil
+		}
+		f, err := s.floor(user) // retention has removed all
+		return f.head, err
+	})
 }
 
-// ConvHeads is store.Shared's.
+// ConvHeads are the heads of conversations.
 func (s *Store) ConvHeads(ctx context.Context, convs []store.Conv, dst []uint64) ([]uint64, error) {
-	return append(dst, make([]uint64, len(convs))...), nil
+	return each(ctx, s, convs, dst, func(conv store.Conv) (uint64, error) {
+		r, ok, err := s.lastRef(conv, s.durable.Load())
+		if !ok || err != nil {
+			return 0, err
+		}
+		return r.last(), nil
+	})
 }
 
-// QueueHeads is store.Shared's.
+// QueueHeads are the heads of sessions' queues.
 func (s *Store) QueueHeads(ctx context.Context, clients []string, dst []uint64) ([]uint64, error) {
-	for _, c := range clients {
-		q, err := s.Queue(ctx, c)
+	return each(ctx, s, clients, dst, func(client string) (uint64, error) {
+		q, err := s.viewQueue(s.db, client, s.durable.Load())
+		if err != nil {
+			return 0, err
+		}
+		return q.Head, s.wrap(q.it.Close(), "queue of %q", client)
+	})
+}
+
+// Epochs are those of the last claims.
+func (s *Store) Epochs(ctx context.Context, clients []string, dst []uint64) ([]uint64, error) {
+	return each(ctx, s, clients, dst, s.claimed)
+}
+
+// each appends what look finds for each key.
+func each[K any](ctx context.Context, s *Store, keys []K, dst []uint64, look func(K) (uint64, error)) ([]uint64, error) {
+	if err := s.enter(ctx); err != nil {
+		return dst, err
+	}
+	defer s.life.RUnlock()
+	for _, k := range keys {
+		n, err := look(k)
 		if err != nil {
 			return dst, err
 		}
-		dst = append(dst, q.Head)
+		dst = append(dst, n)
 	}
 	return dst, nil
-}
-
-// Epochs is store.Shared's.
-func (s *Store) Epochs(ctx context.Context, clients []string, dst []uint64) ([]uint64, error) {
-	return append(dst, make([]uint64, len(clients))...), nil
 }

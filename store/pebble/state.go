@@ -176,16 +176,8 @@ func (w *writer) records(b *store.Batch) error {
 			return err
 		}
 	}
-	for i := range b.Users {
-		u := &b.Users[i]
-		if err := checkName("user", u.Name); err != nil {
-			return err
-		}
-		w.key = keyUser(w.key[:0], u.Name)
-		w.val = appendUserRecord(w.val[:0], u)
-		if err := w.put(false, w.val); err != nil {
-			return err
-		}
+	if err := w.users(b.Users); err != nil {
+		return err
 	}
 	for i := range b.Devices {
 		d := &b.Devices[i]
@@ -208,6 +200,35 @@ func (w *writer) records(b *store.Batch) error {
 		}
 	}
 	return w.cursors(b.Cursors)
+}
+
+// users moves what is kept of users forward.
+func (w *writer) users(list []store.User) error {
+	if len(list) == 0 {
+		return nil
+	}
+	now := make(map[string]store.User, len(list))
+	for i := range list {
+		u := &list[i]
+		if err := checkName("user", u.Name); err != nil {
+			return err
+		}
+		x, ok := now[u.Name]
+		if !ok {
+			var err error
+			if x, err = w.s.user(u.Name); err != nil {
+				return err
+			}
+		}
+		x.Cursor, x.LastSeen = max(x.Cursor, u.Cursor), max(x.LastSeen, u.LastSeen)
+		now[u.Name] = x
+		w.key = keyUser(w.key[:0], u.Name)
+		w.val = appendUserRecord(w.val[:0], &x)
+		if err := w.put(false, w.val); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *writer) put(remove bool, value []byte) error {

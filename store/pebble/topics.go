@@ -103,7 +103,7 @@ func (w *writer) inflight(b *store.TopicBatch) error {
 
 // inbound notes a packet id, or forgets it. nil is none.
 func (w *writer) inbound(i *store.Inbound) error {
-	if i == nil {
+	if i == nil || w.fenced[i.Client] {
 		return nil
 	}
 	h, err := w.queue(i.Client)

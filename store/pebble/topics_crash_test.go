@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -27,6 +28,7 @@ type topicModel struct {
 	sessions map[string]*topicSession
 	retained map[string]string
 	wills    map[string]string
+	claimed  map[string]bool
 }
 
 type topicSession struct {
@@ -44,6 +46,7 @@ var topicLimits = store.Retention{Topics: store.QueueLimits{Messages: 40}}
 func newTopicModel(seed uint64, n int) *topicModel {
 	m := &topicModel{
 		rng: rand.New(rand.NewPCG(seed, 0)), sessions: map[string]*topicSession{}, retained: map[string]string{}, wills: map[string]string{},
+		claimed: map[string]bool{},
 	}
 	for m.n < n {
 		m.batch()
@@ -77,6 +80,12 @@ func (m *topicModel) batch() *store.Batch {
 		b.Publishes = append(b.Publishes, m.publish(len(b.Publishes)))
 	}
 	b.Wills = append(b.Wills, store.Will{Client: topicMark, Publication: store.Publication{Topic: "t", Payload: []byte(strconv.Itoa(m.n))}})
+	if m.rng.IntN(10) == 0 {
+		b.Claims, b.Lazy = append(b.Claims, &store.Claim{Client: m.client()}), false
+	}
+	if m.rng.IntN(4) == 0 { // by somebody whose claim is older than any, or younger
+		b.Fences = append(b.Fences, &store.Fence{Client: m.client(), Epoch: []uint64{1, math.MaxUint64}[m.rng.IntN(2)]})
+	}
 	m.apply(b)
 	return b
 }
@@ -127,6 +136,12 @@ func (m *topicModel) publish(i int) *store.Publish {
 
 // apply does what a batch says, in the order of its fields.
 func (m *topicModel) apply(b *store.Batch) {
+	for _, c := range b.Claims {
+		m.claimed[c.Client] = true
+	}
+	for _, f := range b.Fences {
+		b = b.Without(map[string]bool{f.Client: f.Epoch == 1 && m.claimed[f.Client]})
+	}
 	for _, x := range b.Sessions {
 		if s := m.sessions[x.Client]; x.Over {
 			delete(m.sessions, x.Client)
@@ -217,6 +232,9 @@ func (m *topicModel) dump() (lines []string) {
 		lines = append(lines, fmt.Sprintf("retained %s: %s", topic, p))
 	}
 	lines = append(lines, fmt.Sprint(len(m.retained), " retained messages"))
+	for c := range m.claimed {
+		lines = append(lines, c+" is claimed")
+	}
 	for c, w := range m.wills {
 		lines = append(lines, fmt.Sprintf("will %s: %s", c, w))
 	}
@@ -254,6 +272,13 @@ func dumpStore(s *pebble.Store) (lines []string, batches int, err error) {
 	n, e := s.RetainedCount(ctx)
 	failed(e)
 	line("%d retained messages", n)
+	for i := range 6 {
+		epochs, e := s.Epochs(ctx, []string{fmt.Sprint("c", i)}, nil)
+		failed(e)
+		if e == nil && epochs[0] > 0 {
+			line("c%d is claimed", i)
+		}
+	}
 	wills, e := s.Wills(ctx, "", 1000)
 	failed(e)
 	for _, w := range wills {

@@ -146,7 +146,8 @@ type writer struct {
 	metaScratch []byte
 	order       []int
 
-	sync        bool // the batch must be synced, whatever the caller says
+	sync        bool            // the batch must be synced, whatever the caller says
+	fenced      map[string]bool // clients of whom nothing is taken
 	failed      error
 	heads       []*queueHead // scratch
 	fedQueues   []*queueHead
@@ -227,7 +228,7 @@ func (w *writer) begin(pb *pdb.Batch) {
 	w.batch++
 	w.repeats = false
 	clear(w.inBatch)
-	w.rewritten = nil
+	w.rewritten, w.fenced = nil, nil
 	w.sync, w.failed, w.retainedWas, w.lost, w.deleted = false, nil, w.retained, 0, deletions{}
 }
 

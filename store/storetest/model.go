@@ -35,7 +35,7 @@ func testModel(t *testing.T, e *env) {
 		env: e, rng: rand.New(rand.NewPCG(seed, 0)), convs: map[store.Conv][]*store.Message{},
 		inbox: map[string][]*store.Message{}, cids: map[[2]string]*store.Send{}, views: map[viewKey]*view{},
 		blocks: map[string]map[string]bool{}, devices: map[store.DeviceKey]store.Device{}, users: map[string]store.User{},
-		groups: map[string]*modelGroup{},
+		groups: map[string]*modelGroup{}, claims: map[string][]uint64{},
 	}
 	for step := range 150 {
 		m.batch()
@@ -74,6 +74,7 @@ type model struct {
 	blocks  map[string]map[string]bool
 	devices map[store.DeviceKey]store.Device
 	users   map[string]store.User
+	claims  map[string][]uint64 // epochs by device, as they were given
 }
 
 var people = []string{"a", "ab", "b", "c", "ü"}
@@ -153,7 +154,9 @@ func (m *model) batch() {
 		}
 		b.Users = append(b.Users, store.User{Name: m.pick(), Cursor: m.rng.Uint64N(100), LastSeen: m.rng.Int64N(1000)})
 	}
-	m.apply(b)
+	m.claim(b)
+	fences := m.fence(b)
+	m.apply(b.Without(m.fenced(b)))
 	m.pending = map[string]uint64{}
 	for range m.rng.IntN(12) {
 		b.Sends = append(b.Sends, m.newSend())
@@ -188,6 +191,56 @@ func (m *model) batch() {
 	for i, s := range b.Sends {
 		m.accept(&before[i], s)
 	}
+	for _, c := range b.Claims {
+		if list := m.claims[c.Client]; c.Epoch <= slices.Max(append(list, 0)) {
+			m.Errorf("claim of %s: got %d after %v", c.Client, c.Epoch, list)
+		}
+		m.claims[c.Client] = append(m.claims[c.Client], c.Epoch)
+	}
+	for i, f := range b.Fences {
+		m.equal(fmt.Sprintf("fence of %s lost", f.Client), f.Lost, fences[i])
+	}
+}
+
+func (m *model) device() string { return fmt.Sprint("d", m.rng.IntN(3)) }
+
+// claim has a batch claim devices now and then.
+func (m *model) claim(b *store.Batch) {
+	for m.rng.IntN(6) == 0 {
+		b.Claims = append(b.Claims, &store.Claim{Client: m.device()})
+	}
+}
+
+func (m *model) claimed(b *store.Batch, client string) bool {
+	return slices.ContainsFunc(b.Claims, func(c *store.Claim) bool { return c.Client == client })
+}
+
+// fence adds fences with claims of before, and returns which of them are lost.
+func (m *model) fence(b *store.Batch) (lost []bool) {
+	for m.rng.IntN(2) == 0 {
+		f := &store.Fence{Client: m.device(), Lost: m.rng.IntN(2) == 0}
+		list := m.claims[f.Client]
+		if len(list) == 0 {
+			continue
+		}
+		f.Epoch = list[max(0, len(list)-1-m.rng.IntN(3))]
+		b.Fences = append(b.Fences, f)
+		lost = append(lost, f.Epoch < list[len(list)-1] || m.claimed(b, f.Client))
+	}
+	return lost
+}
+
+// fenced are the devices of whom the batch may say nothing.
+func (m *model) fenced(b *store.Batch) map[string]bool {
+	out := map[string]bool{}
+	for _, f := range b.Fences {
+		if list := m.claims[f.Client]; f.Epoch == list[len(list)-1] && !m.claimed(b, f.Client) {
+			out[f.Client] = false
+		} else if _, held := out[f.Client]; !held {
+			out[f.Client] = true
+		}
+	}
+	return out
 }
 
 // apply does everything of b but the Sends to the model, and sets the results that it expects.
@@ -222,7 +275,8 @@ func (m *model) apply(b *store.Batch) {
 		m.blocks[x.User][x.Peer] = !x.Remove
 	}
 	for _, u := range b.Users {
-		m.users[u.Name] = u
+		x := m.users[u.Name]
+		m.users[u.Name] = store.User{Cursor: max(x.Cursor, u.Cursor), LastSeen: max(x.LastSeen, u.LastSeen)}
 	}
 	for _, d := range b.Devices {
 		m.devices[d.DeviceKey] = d
@@ -311,6 +365,9 @@ func (m *model) want(user string, c store.Conv) store.Conversation {
 
 func (m *model) compare() {
 	m.Helper()
+	for client, list := range m.claims {
+		m.equal("epoch of "+client, m.epochs(client), list[len(list)-1:])
+	}
 	for _, user := range people {
 		var listed []store.Conv
 		heads := map[store.Conv]uint64{}

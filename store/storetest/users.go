@@ -46,7 +46,8 @@ func testUsersAndDevices(t *testing.T, e *env) {
 	p := store.Device{DeviceKey: k("ann", "p"), Cursor: 7, LastSeen: 1, Expires: 2, Profile: "im"}
 	l := store.Device{DeviceKey: k("ann", "l/2"), Cursor: 9}
 	other := store.Device{DeviceKey: k("anna", "p"), Cursor: 1}
-	e.commit(&store.Batch{Users: []store.User{{Name: "ann", Cursor: 99}, ann}, Devices: []store.Device{p, l, other}})
+	e.commit(&store.Batch{Users: []store.User{{Name: "ann", Cursor: 5, LastSeen: 123}, {Name: "ann", Cursor: 7, LastSeen: 9}}, Devices: []store.Device{p, l, other}})
+	e.commit(&store.Batch{Users: []store.User{{Name: "ann", Cursor: 6, LastSeen: 122}}, Lazy: true}) // neither goes back
 	for range 2 {
 		u, err := e.st.User(ctx, "ann")
 		if err != nil {
