@@ -234,6 +234,9 @@ func (d *device) Close(r engine.CloseReason) {
 		d.h.reg.Forget(d.c.Session.Client)
 	case engine.CloseStore:
 		d.c.FailAll()
+	case engine.CloseTaken:
+		d.c.Lose()
+		return
 	}
 	d.c.Disconnect(closings[r])
 }

@@ -65,6 +65,11 @@ func New(e *engine.Engine, o Options) *Hook {
 	h := &Hook{engine: e, reg: o.Registry, log: o.Log, keepAlive: o.KeepAlive, limited: o.Limited}
 	h.reg.Handle(h)
 	h.reg.HandleOversized(h.oversized)
+	h.reg.OnYield(func(ctx context.Context, client string, _ bool) {
+		if err := h.engine.Flush(ctx); err != nil { // the price is a duplicate
+			h.log.Warn("the cursors of a device that has gone to another node may lag", "device", client, "error", err)
+		}
+	})
 	return h
 }
 
@@ -144,6 +149,9 @@ func (h *Hook) refuseSession(cl *mqtt.Client, err error) error {
 	if errors.Is(err, link.ErrForeign) {
 		return h.refuse(cl, packets.ErrClientIdentifierNotValid, 0x02, err.Error())
 	}
+	if errors.Is(err, link.ErrBeaten) {
+		return h.refuse(cl, packets.ErrServerBusy, 0x03, err.Error()) // 0x8E is for DISCONNECT alone: MQTT 5, 3.2.2.2
+	}
 	var limit *engine.Error
 	if errors.As(err, &limit) {
 		h.limited("devices_per_user") // the one error that the engine has for who connects
@@ -183,7 +191,7 @@ func (d *device) takeWill(pk *packets.Packet) {
 		if delay == 0 {
 			publish()
 		} else {
-			d.c.Session.DelayWill(delay, publish)
+			d.c.DelayWill(delay, publish)
 		}
 	}
 }
@@ -208,6 +216,7 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	present, err := h.reg.Establish(c, pk.Connect.Clean, s.Persistent)
 	var dev *engine.Device
 	if err == nil {
+		s.Epoch = c.Epoch()
 		dev, err = h.engine.Connect(context.Background(), c.User, cl.ID, s, d)
 	}
 	if err == nil {
@@ -258,7 +267,7 @@ func (d *device) end(err error, expire bool) {
 		return
 	}
 	if d.dev != nil {
-		if err != nil && d.will != nil {
+		if err != nil && d.will != nil && !d.c.Lost() {
 			d.will()
 		}
 		d.dev.SetExpiry(session(d.c.Client, false).Expiry) // DISCONNECT may have changed it [MQTT-3.14.2.2.2]

@@ -74,7 +74,7 @@ func TestFitting(t *testing.T) {
 			t.Errorf("limit %d: got a reason of %d bytes", limit, len(reason))
 		}
 		ack := len(appendAck(nil, packets.Puback, 1, true, 0x87, reason))
-		bye := len(c.appendDisconnect(nil, packets.Code{Code: 0x87, Reason: long}))
+		bye := len(c.appendDisconnect(nil, packets.Code{Code: 0x87, Reason: long}, ""))
 		if limit >= 6 && (ack > int(limit) || bye > int(limit)) {
 			t.Errorf("limit %d: got PUBACK of %d bytes, DISCONNECT of %d", limit, ack, bye)
 		}

@@ -36,6 +36,18 @@ func (r *Registry) resume(c *Conn, s *Session, clean, persistent bool) (present 
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	st := r.journal.Store
+	if r.bus != nil {
+		if !persistent { // where nothing is stored there is nothing to claim
+			if _, err := st.Session(ctx, c.Client.ID); errors.Is(err, store.ErrNotFound) {
+				return false, nil
+			} else if err != nil {
+				return false, err
+			}
+		}
+		if err := r.claim(ctx, c); err != nil {
+			return false, err
+		}
+	}
 	rec, err := st.Session(ctx, c.Client.ID)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
@@ -59,10 +71,12 @@ func (r *Registry) resume(c *Conn, s *Session, clean, persistent bool) (present 
 		return false, err
 	}
 	r.mu.Lock()
-	recent := r.parking.take(c.Client.ID)
+	parked := r.parking.take(c.Client.ID)
 	r.mu.Unlock()
 	s.mu.Lock()
-	s.recent = recent
+	if parked.epoch == 0 || parked.epoch+1 == c.Epoch() { // else it has been connected to another node since
+		s.recent = parked.r
+	}
 	s.Subs, s.received, s.Resumed, s.Cut = map[string]Sub{}, map[uint16]bool{}, true, rec.Cut
 	for _, sub := range subs {
 		if !sub.Hidden() {
@@ -88,8 +102,15 @@ func (r *Registry) replace(ctx context.Context, c *Conn, s *Session) error {
 	}
 	if err == nil {
 		r.online(c, s, true)
+		r.renew(s.Client, true)
 	}
 	return err
+}
+
+func (r *Registry) renew(client string, wait bool) {
+	if r.renewed != nil {
+		r.renewed(client, wait)
+	}
 }
 
 // begin ends the session that is stored and begins a new one, which is in the store, too, if it is persistent.
@@ -102,7 +123,13 @@ func (r *Registry) begin(c *Conn, s *Session, persistent bool) error {
 	s.mu.Lock()
 	s.durable = false
 	s.mu.Unlock()
-	err := r.journal.Do(ctx, func(b *store.Batch) { b.Sessions = append(b.Sessions, store.Session{Client: s.Client, Over: true}) })
+	err := r.journal.Do(ctx, func(b *store.Batch) {
+		c.fence(b)
+		b.Sessions = append(b.Sessions, store.Session{Client: s.Client, Over: true})
+	})
+	if err == nil {
+		r.renew(s.Client, true)
+	}
 	if err == nil && persistent {
 		r.online(c, s, false)
 	}
@@ -117,6 +144,7 @@ func (r *Registry) online(c *Conn, s *Session, fresh bool) {
 	s.mu.Unlock()
 	rec := store.Session{Client: s.Client, User: s.User, Expiry: c.expiry(), Since: time.Now().UnixMilli(), Online: true}
 	r.journal.Later(func(b *store.Batch) {
+		c.fence(b)
 		if fresh {
 			b.Sessions = append(b.Sessions, store.Session{Client: s.Client, Over: true})
 		}
@@ -128,10 +156,16 @@ func (r *Registry) online(c *Conn, s *Session, fresh bool) {
 // comes next reads it from the store.
 func (r *Registry) leave(c *Conn, s *Session, ended bool) {
 	rec := store.Session{Client: s.Client, User: s.User, Expiry: c.expiry(), Since: time.Now().UnixMilli(), Over: ended}
-	r.journal.Later(func(b *store.Batch) { b.Sessions = append(b.Sessions, rec) })
+	r.journal.Later(func(b *store.Batch) {
+		c.fence(b)
+		b.Sessions = append(b.Sessions, rec)
+	})
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	_ = r.journal.Flush(ctx) // a store that cannot now gets it later, in the same order
+	if ended {
+		r.renew(s.Client, false)
+	}
 }
 
 // Remember has subscriptions of a durable session stored, or removed, and waits for it. It does nothing to others.
@@ -142,6 +176,7 @@ func (c *Conn) Remember(subs []store.Subscription, remove bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	return c.reg.journal.Do(ctx, func(b *store.Batch) {
+		c.fence(b)
 		if remove {
 			b.Unsubscribes = append(b.Unsubscribes, subs...)
 		} else {
@@ -171,10 +206,13 @@ type handshake struct {
 	after func()
 }
 
-func (h *handshake) Add(b *store.Batch) { b.Inbound = append(b.Inbound, h.state) }
-func (h *handshake) Size() int          { return 128 }
-func (h *handshake) Must() bool         { return true }
-func (h *handshake) Lazy() bool         { return false }
+func (h *handshake) Add(b *store.Batch) {
+	h.c.fence(b)
+	b.Inbound = append(b.Inbound, h.state)
+}
+func (h *handshake) Size() int  { return 128 }
+func (h *handshake) Must() bool { return true }
+func (h *handshake) Lazy() bool { return false }
 func (h *handshake) Done(err error) {
 	if err != nil {
 		h.c.Disconnect(packets.ErrServerUnavailable) // it asks again on the next connection

@@ -59,7 +59,7 @@ func (c *Conn) Frame(first byte, body []byte) (consumed bool, err error) {
 func (c *Conn) fail(err error) {
 	if code, ok := err.(packets.Code); ok && code.Code >= packets.ErrUnspecifiedError.Code && c.V5 {
 		if b, ok := c.BeginUrgent(); ok {
-			c.End(c.appendDisconnect(b, code))
+			c.End(c.appendDisconnect(b, code, ""))
 			c.Kick()
 		}
 	}

@@ -354,12 +354,13 @@ type parked struct {
 	client string
 	r      *recent
 	n      int
+	epoch  uint64 // of the connection
 }
 
 const parkedMax = 1 << 17 // publishes, of some 150 bytes each
 
 // park remembers what a session that goes away has published, in the place of what went away first.
-func (p *parking) park(client string, r *recent) {
+func (p *parking) park(client string, r *recent, epoch uint64) {
 	if r == nil {
 		return
 	}
@@ -367,21 +368,21 @@ func (p *parking) park(client string, r *recent) {
 		p.byClient = map[string]*list.Element{}
 	}
 	p.take(client)
-	p.byClient[client] = p.list.PushBack(parked{client, r, len(r.ring)})
+	p.byClient[client] = p.list.PushBack(parked{client, r, len(r.ring), epoch})
 	for p.n += len(r.ring); p.n > parkedMax; {
 		p.take(p.list.Front().Value.(parked).client)
 	}
 }
 
-func (p *parking) take(client string) *recent {
+func (p *parking) take(client string) parked {
 	e := p.byClient[client]
 	if e == nil {
-		return nil
+		return parked{}
 	}
 	delete(p.byClient, client)
 	x := p.list.Remove(e).(parked)
 	p.n -= x.n
-	return x.r
+	return x
 }
 
 func (p *Inbound) hash() uint64 {

@@ -39,6 +39,8 @@ type Journal struct {
 	Store store.Store
 	log   *slog.Logger
 	after func() // called after the Done of a batch
+	// fenced is called for each store.Fence that is Lost, before the Done of what the batch has not stored because of that.
+	fenced func(client string, epoch uint64)
 
 	mu       sync.Mutex
 	notEmpty sync.Cond
@@ -193,6 +195,11 @@ func (j *Journal) commitLoop() {
 		err := j.Store.Commit(context.Background(), b)
 		if err != nil && !errors.Is(err, store.ErrUnavailable) {
 			j.log.Error("commit of ordinary topics failed", "changes", len(changes), "error", err)
+		}
+		for _, f := range b.Fences {
+			if err == nil && f.Lost && j.fenced != nil {
+				j.fenced(f.Client, f.Epoch)
+			}
 		}
 		changes = j.hold(changes, err)
 		j.done <- batchDone{changes, err}

@@ -9,6 +9,7 @@ package link
 
 import (
 	"sync"
+	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -79,6 +80,11 @@ type Conn struct {
 	in  inbound
 	out outbound
 
+	claim *claim        // Registry.mu: until the session is taken
+	epoch atomic.Uint64 // see Epoch
+	holds atomic.Bool   // Registry.Hold was called for it
+	lost  atomic.Bool   // see Lose
+
 	lingers bool     // the listener says when the broker is through with it
 	over    bool     // the connection's goroutine: the session ends with the connection
 	onEnd   []func() // the connection's goroutine
@@ -142,10 +148,16 @@ func Of(cl *mqtt.Client) *Conn {
 
 // Disconnect sends DISCONNECT with a reason to an MQTT 5 client (3.1.1 has none from the server) and ends the
 // connection. It does not wait.
-func (c *Conn) Disconnect(code packets.Code) {
+func (c *Conn) Disconnect(code packets.Code) { c.disconnect(code, "") }
+
+// Redirect is Disconnect for a client that is to go on with another server: reference says which, as in MQTT 5, 4.11,
+// and is left out where the client takes no packet that is so large.
+func (c *Conn) Redirect(reference string) { c.disconnect(packets.ErrUseAnotherServer, reference) }
+
+func (c *Conn) disconnect(code packets.Code, reference string) {
 	if c.V5 {
-		if b, ok := c.Begin(64 + len(code.Reason)); ok {
-			c.End(c.appendDisconnect(b, code))
+		if b, ok := c.Begin(64 + len(code.Reason) + len(reference)); ok {
+			c.End(c.appendDisconnect(b, code, reference))
 		}
 	}
 	c.Client.Stop(code)

@@ -376,17 +376,29 @@ func appendAck(b []byte, typ byte, id uint16, v5 bool, code byte, reason string)
 	return appendStr(append(b, packets.PropReasonString), reason)
 }
 
-func (c *Conn) appendDisconnect(b []byte, code packets.Code) []byte {
-	reason := c.fitting(code.Reason, 4) // [MQTT-3.14.2-3]
-	if reason == "" {
-		return append(b, packets.Disconnect<<4, 2, code.Code, 0)
+func (c *Conn) appendDisconnect(b []byte, code packets.Code, reference string) []byte {
+	if limit := c.Client.Properties.Props.MaximumPacketSize; limit > 0 && len(reference)+10 > int(limit) {
+		reference = ""
 	}
-	props := 3 + len(reason)
+	props := 0
+	if reference != "" {
+		props = 3 + len(reference)
+	}
+	reason := c.fitting(code.Reason, 4+props) // [MQTT-3.14.2-3]
+	if reason != "" {
+		props += 3 + len(reason)
+	}
 	b = append(b, packets.Disconnect<<4)
 	b = appendVarint(b, 1+varintLen(props)+props)
 	b = append(b, code.Code)
 	b = appendVarint(b, props)
-	return appendStr(append(b, packets.PropReasonString), reason)
+	if reference != "" {
+		b = appendStr(append(b, packets.PropServerReference), reference)
+	}
+	if reason != "" {
+		b = appendStr(append(b, packets.PropReasonString), reason)
+	}
+	return b
 }
 
 // fitting returns a reason string as it may be sent, cut to 256 bytes, or none where it would make a packet that has so

@@ -9,6 +9,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/mqim/mqim/bus"
 	"github.com/mqim/mqim/store"
 	"github.com/mqim/mqim/transport"
 )
@@ -26,22 +27,37 @@ type Registry struct {
 	journal   *Journal // nil: sessions are in memory
 	releasers []func(c *Conn, ended bool)
 	takeover  time.Duration // how long to wait for an old connection to let go
+	bus       bus.Bus       // nil: there are no other nodes
+	yielders  []func(ctx context.Context, client string, clean bool)
+	renewed   func(client string, wait bool)
+
+	running sync.WaitGroup // see spawn
 
 	mu       sync.Mutex
 	sessions map[string]*Session
+	claims   map[string]*claim       // of connections that are about to be established
+	wills    map[string]*delayedWill // of connections that have ended
 	parking  parking
+	closed   bool
 }
 
 // NewRegistry returns a registry. o bounds connections that do not come through our listeners.
 func NewRegistry(o transport.Options) *Registry {
-	return &Registry{opt: o, takeover: 5 * time.Second, sessions: map[string]*Session{}}
+	return &Registry{opt: o, takeover: 5 * time.Second, sessions: map[string]*Session{}, claims: map[string]*claim{}}
 }
 
 // Capabilities tells the registry what the server has announced; hooks call it from SetOpts.
 func (r *Registry) Capabilities(c *mqtt.Capabilities) { r.caps = c }
 
 // Journal has sessions that outlive their connection stored from now on. It is called before the server serves.
-func (r *Registry) Journal(j *Journal) { r.journal = j }
+func (r *Registry) Journal(j *Journal) {
+	r.journal = j
+	j.fenced = r.Superseded
+}
+
+// OnRenew has f called when the session that is stored for a client has given way to a new one, or has ended: what it had
+// subscribed to is no more. With wait the client is let in when f returns.
+func (r *Registry) OnRenew(f func(client string, wait bool)) { r.renewed = f }
 
 // BeforeRelease has f called when a connection lets go of its session, before the session may be taken by another one.
 // ended says that the session is over.
@@ -177,19 +193,31 @@ func (r *Registry) abandon(c *Conn) {
 // and waited for first, so that there is never more than one that reads or is sent to. clean forgets the session's
 // state. present tells whether there was a session to go on with. After an error the connection is to be refused.
 func (r *Registry) Establish(c *Conn, clean, persistent bool) (present bool, err error) {
-	s, present, err := r.take(c, clean, persistent)
-	if err != nil || r.journal == nil {
-		return present, err
+	if err := r.clear(c, clean); err != nil {
+		return false, err
 	}
-	return r.resume(c, s, clean, persistent)
+	s, present, err := r.take(c, clean, persistent)
+	if err == nil && r.journal != nil {
+		present, err = r.resume(c, s, clean, persistent)
+	}
+	if err == nil {
+		r.settleWill(c.Client.ID, present)
+	}
+	return present, err
 }
 
 // take ends and waits for an older connection.
 func (r *Registry) take(c *Conn, clean, persistent bool) (s *Session, present bool, err error) {
 	for {
 		r.mu.Lock()
+		if c.claim != nil && c.claim.err != nil {
+			r.unclaim(c)
+			r.mu.Unlock()
+			return nil, false, ErrBeaten
+		}
 		s := r.sessions[c.Session.Client]
 		if s != nil && s.User != c.User { // it ended, and another user has taken it
+			r.unclaim(c)
 			r.mu.Unlock()
 			return nil, false, ErrForeign
 		}
@@ -202,30 +230,32 @@ func (r *Registry) take(c *Conn, clean, persistent bool) (s *Session, present bo
 		old := s.conn
 		if old == nil || old == c || !old.established() {
 			present = s.persistent && !clean
-			if s.willDue != nil && s.willDue.Stop() && !present {
-				go s.will()
-			}
-			s.will, s.willDue = nil, nil
 			if !present {
 				s.Subs, s.received, s.recent = nil, nil, nil
 			}
 			s.conn, s.persistent = c, persistent
 			c.in.open.Store(true)
+			r.unclaim(c) // from now on who asks for the client has this connection ended
 			s.mu.Unlock()
 			r.mu.Unlock()
 			return s, present, nil
 		}
 		s.mu.Unlock()
 		r.mu.Unlock()
-		old.lastWords()
-		old.Disconnect(packets.ErrSessionTakenOver)
-		select {
-		case <-old.done:
-		case <-time.After(r.takeover):
-			old.abort(packets.ErrSessionTakenOver)
-			old.finish()
-			r.release(old, false)
-		}
+		r.evict(old)
+	}
+}
+
+// evict ends a connection for the sake of another one, and waits until it has let go.
+func (r *Registry) evict(old *Conn) {
+	old.lastWords()
+	old.Disconnect(packets.ErrSessionTakenOver)
+	select {
+	case <-old.done:
+	case <-time.After(r.takeover):
+		old.abort(packets.ErrSessionTakenOver)
+		old.finish()
+		r.release(old, false)
 	}
 }
 
@@ -273,7 +303,14 @@ func (r *Registry) Release(c *Conn, ended bool) {
 
 // release does it once: where an old connection takes too long, who takes its session over does it in its place, and what
 // the old one stored later would concern the new one's session.
-func (r *Registry) release(c *Conn, ended bool) { c.letGo.Do(func() { r.releaseOnce(c, ended) }) }
+func (r *Registry) release(c *Conn, ended bool) {
+	c.letGo.Do(func() {
+		r.releaseOnce(c, ended)
+		if c.holds.Load() {
+			r.Unhold(c.Client.ID)
+		}
+	})
+}
 
 func (r *Registry) releaseOnce(c *Conn, ended bool) {
 	s := c.Session
@@ -298,7 +335,7 @@ func (r *Registry) releaseOnce(c *Conn, ended bool) {
 	if (ended || durable) && r.sessions[s.Client] == s {
 		delete(r.sessions, s.Client) // what is durable the store has
 		if !ended {
-			r.parking.park(s.Client, s.recent)
+			r.parking.park(s.Client, s.recent, c.Epoch())
 		}
 	}
 }

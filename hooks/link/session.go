@@ -2,7 +2,6 @@ package link
 
 import (
 	"sync"
-	"time"
 
 	"github.com/mqim/mqim/store"
 )
@@ -26,8 +25,6 @@ type Session struct {
 	// Subs are the client's filters under im/; the im hook's, guarded by Lock.
 	Subs map[string]Sub
 
-	will     func() // of a connection that has ended, and when it is due
-	willDue  *time.Timer
 	received map[uint16]bool // QoS 2 packet ids between PUBREC and PUBREL
 	recent   *recent         // what was published without a cid
 }
@@ -58,11 +55,3 @@ func (s *Session) Lock() { s.mu.Lock() }
 
 // Unlock ends Lock.
 func (s *Session) Unlock() { s.mu.Unlock() }
-
-// DelayWill has f called after the delay, unless the session is resumed before [MQTT-3.1.3-9]; at once where a new
-// session takes its place.
-func (s *Session) DelayWill(delay time.Duration, f func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.will, s.willDue = f, time.AfterFunc(delay, f)
-}
