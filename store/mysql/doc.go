@@ -17,7 +17,7 @@
 //	groups, members, cursors, blocks, users, devices, notices
 //	sessions, subscriptions, filters, queues, pubs, pub_refs, outbound, inbound, retained, wills
 //	claims (client)               who speaks for a client
-//	writers, nodes, meta, counts  the processes and the store itself
+//	writers, nodes, numbers, meta, counts  the processes and the store itself
 //
 // Nothing is used that only one product has: no stored code, no foreign keys, no generated columns, no partitions.
 // Names are VARBINARY and sessions are of character set binary, so that no collation makes one name of two. All
@@ -51,7 +51,8 @@
 //
 // # One process alone
 //
-// Options.Exclusive keeps other processes out, where nothing connects the nodes; see owner.
+// Options.Exclusive keeps other processes out, where nothing connects the nodes; see owner. Options.Shared is for those of a
+// cluster, each of which has a node number for its message ids; see lease.
 //
 // # Sessions of ordinary topics
 //

@@ -45,6 +45,7 @@ var fill = map[string]string{
 	"counts":        "name, value SELECT CONCAT('n', seq), 1",
 	"wills":         "client, body SELECT CONCAT('n', seq), 'x'",
 	"claims":        "client, epoch, claimed SELECT CONCAT('n', seq), 1, seq",
+	"numbers":       "number, node, name SELECT seq, CONCAT('n', seq), 'x'",
 	"meta":          "name, value SELECT CONCAT('n', seq), 'x'",
 }
 

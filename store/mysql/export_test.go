@@ -1,5 +1,7 @@
 package mysql
 
+import "time"
+
 // Statement is one of those that the driver sends, with arguments for it.
 type Statement struct {
 	Text string
@@ -61,3 +63,9 @@ func (s *Store) Counts() (roundTrips, retries, unknown int64) {
 
 // LockName is the lock of an Exclusive store.
 func (s *Store) LockName() string { return s.lockName("owner") }
+
+// SetBeats has a store show that it is alive so often, and count others, and itself, as gone that have been silent so long.
+func (o *Options) SetBeats(every, ttl time.Duration) { o.beatEvery, o.nodeTTL = every, ttl }
+
+// Node is how the store is named in the database.
+func (s *Store) Node() string { return s.node }

@@ -51,8 +51,22 @@ func (s *Store) Healthy() error {
 
 // beat shows others that this process is alive.
 func (s *Store) beat(ctx context.Context) error {
+	sent := time.Now()
 	p := s.packet()
 	p.do(beat, s.node)
+	if err := p.run(ctx, s.db); err != nil {
+		return err
+	}
+	s.owner.mu.Lock()
+	defer s.owner.mu.Unlock()
+	s.owner.beaten = sent
+	return nil
+}
+
+// forget has this process not count as one that lives any more.
+func (s *Store) forget(ctx context.Context) error {
+	p := s.packet()
+	p.do(dropNode, s.node)
 	return p.run(ctx, s.db)
 }
 
@@ -63,9 +77,7 @@ func (s *Store) leave() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	p := s.packet()
-	p.do(dropNode, s.node)
-	if err := p.run(ctx, s.db); err != nil {
+	if err := s.forget(ctx); err != nil {
 		s.log.Warn("store.mysql: sessions stay connected for a while", "err", err)
 	}
 }
@@ -81,7 +93,7 @@ func (s *Store) ping(ctx context.Context) {
 		case <-t.C:
 		}
 		err := s.health.state()
-		if err == nil && time.Since(beaten) < beatEvery {
+		if err == nil && time.Since(beaten) < s.opts.beatEvery {
 			continue
 		}
 		one, cancel := context.WithTimeout(ctx, s.opts.Timeout)

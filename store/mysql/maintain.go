@@ -198,7 +198,7 @@ func (s *Store) endSession(ctx context.Context, k store.DeviceKey, now int64) er
 	defer c.Close()
 	over := false
 	p := s.packet()
-	s.begin(p)
+	s.begin(p, s.lease.Load())
 	p.get(lockDevice, func(r *sql.Rows) error {
 		var expires int64
 		err := r.Scan(&expires)

@@ -66,7 +66,7 @@ func (w *writer) endSessions(ctx context.Context, clients []string, over func(*s
 	for _, c := range clients {
 		t.queues[c] = &queueHead{sessionRow: sessionRow{Session: store.Session{Client: c}}}
 	}
-	w.s.begin(w.q)
+	w.s.begin(w.q, w.lease)
 	w.askQueues()
 	if err := w.run(ctx); err != nil {
 		return err
@@ -110,7 +110,7 @@ func (s *Store) dropExpired(ctx context.Context, pos string, now int64) (next st
 	}
 	return next, n == maintainRows, s.try(ctx, s.lazy, func(ctx context.Context, w *writer) error {
 		var still []string
-		w.s.begin(w.q)
+		w.s.begin(w.q, w.lease)
 		w.q.names(lockExpired, func(r *sql.Rows) error {
 			var key string
 			err := r.Scan(&key)

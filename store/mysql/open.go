@@ -34,15 +34,21 @@ type Options struct {
 	Timeout time.Duration
 	// MessageBytes is the longest body that there will be, in bytes, which the server must be able to take; 0: not checked.
 	MessageBytes int
-	// Exclusive keeps every other process with Exclusive out of the database, for as long as this one lives.
+	// Exclusive keeps every other process with Exclusive or Shared out of the database, for as long as this one lives.
 	Exclusive bool
-	// Name is what such a process is told about this one.
+	// Shared is for the processes of a cluster: it keeps Exclusive ones out, and leases a node number, 0 to 1023, for as long
+	// as this one lives. NewIDs makes the message ids of a number, in the place of IDs.
+	Shared bool
+	NewIDs func(number int) (store.IDs, error)
+	// Name is what others are told about this process.
 	Name string
 	// Taken, if not nil, is called once, when another process has taken over an Exclusive database: nothing will be
 	// committed any more. It must not call Close.
 	Taken func(error)
 	// AllowUnsafe lets a server serve that may forget what it has committed.
 	AllowUnsafe bool
+
+	beatEvery, nodeTTL time.Duration // set by tests
 }
 
 const (
@@ -70,11 +76,11 @@ type Store struct {
 	inboxTTL  time.Duration // the shorter of InboxTTL and HistoryTTL: an entry without its message is of no use
 	counters  counters
 
-	sends     chan *lane // of batches with messages: one
-	pubs      chan *lane // of batches with what concerns ordinary topics, and no messages: one
-	lazy      chan *lane // of all others
-	ids       ids
-	committed atomic.Int64 // greatest id that this process has committed
+	sends     chan *lane            // of batches with messages: one
+	pubs      chan *lane            // of batches with what concerns ordinary topics, and no messages: one
+	lazy      chan *lane            // of all others
+	lease     atomic.Pointer[lease] // what makes ids
+	committed atomic.Int64          // greatest id that this process has committed
 
 	health health
 	owner  owner
@@ -103,6 +109,13 @@ type ids struct {
 	last int64
 }
 
+// greatest is the last id that was made, 0 if none.
+func (i *ids) greatest() int64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.last
+}
+
 func (i *ids) next(after int64) (int64, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -122,9 +135,13 @@ func (clockIDs) Next(after int64) int64 { return max(after+1, time.Now().UnixMil
 // Open connects, looks whether the server is fit, and makes or updates the schema. The error does not quote the DSN,
 // which has a password in it.
 //
-// Where the database does not answer it fails at once. An Exclusive store waits ownerWait for another process to end.
+// Where the database does not answer it fails at once. An Exclusive store, and a Shared one, waits ownerWait for an
+// Exclusive process to end.
 // Errors: ErrLocked.
 func Open(ctx context.Context, o Options) (*Store, error) {
+	if o.Shared && (o.Exclusive || o.NewIDs == nil) {
+		return nil, errors.New("store.mysql: a shared store is not exclusive, and needs NewIDs")
+	}
 	s := newStore(o)
 	if err := s.connect(); err != nil {
 		return nil, err
@@ -148,7 +165,11 @@ func newStore(o Options) *Store {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	s := &Store{opts: o, log: o.Logger, ids: ids{from: o.IDs}, inboxTTL: o.Retention.InboxTTL, maxPacket: softPacket}
+	if o.beatEvery == 0 {
+		o.beatEvery, o.nodeTTL = beatEvery, nodeTTL
+	}
+	s := &Store{opts: o, log: o.Logger, inboxTTL: o.Retention.InboxTTL, maxPacket: softPacket}
+	s.lease.Store(&lease{number: -1, ids: ids{from: o.IDs}})
 	if h := o.Retention.HistoryTTL; h > 0 && (s.inboxTTL == 0 || h < s.inboxTTL) {
 		s.inboxTTL = h
 	}
@@ -236,6 +257,9 @@ func (s *Store) start(ctx context.Context) error {
 		s.log.Info("store.mysql: the schema is up to date", "applied", applied)
 	}
 	if s.opts.Exclusive {
+		if err := s.refuseShared(ctx); err != nil {
+			return err
+		}
 		if err := s.claim(ctx); err != nil {
 			return err
 		}
@@ -252,11 +276,19 @@ func (s *Store) start(ctx context.Context) error {
 	if err := s.beat(ctx); err != nil {
 		return fmt.Errorf("store.mysql: %w", err)
 	}
+	if s.opts.Shared {
+		if err := s.takeNumber(ctx); err != nil {
+			return errors.Join(err, s.forget(ctx))
+		}
+	}
 	pinging, cancel := context.WithCancel(context.Background())
 	s.stop = cancel
 	s.done.Go(func() { s.ping(pinging) })
 	if s.opts.Exclusive {
 		s.done.Go(func() { s.keepOwner(pinging) })
+	}
+	if s.opts.Shared {
+		s.done.Go(func() { s.keepNumber(pinging) })
 	}
 	return nil
 }

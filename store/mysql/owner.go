@@ -25,8 +25,9 @@ type owner struct {
 	db   *sql.DB // of the connection that holds the lock
 	conn *sql.Conn
 
-	mu  sync.Mutex
-	err error // nil: the lock is held
+	mu     sync.Mutex
+	err    error     // nil: the lock, or the node number, is held
+	beaten time.Time // when the last beat that arrived was sent
 }
 
 const (
@@ -46,6 +47,9 @@ func (s *Store) ownerName() string { return hex.EncodeToString([]byte(s.node)) }
 func (s *Store) owned() error {
 	s.owner.mu.Lock()
 	defer s.owner.mu.Unlock()
+	if s.owner.err == nil && s.opts.Shared && time.Since(s.owner.beaten) > s.opts.nodeTTL {
+		return errSilent // the number may be another's
+	}
 	return s.owner.err
 }
 
@@ -55,9 +59,12 @@ func (s *Store) setOwned(err error) {
 	s.owner.err = err
 }
 
-// begin starts a transaction, which fails if another process has taken over the database.
-func (s *Store) begin(p *packet) {
+// begin starts a transaction, which fails if another process has taken over the database, or the node number.
+func (s *Store) begin(p *packet, l *lease) {
 	p.do(begin)
+	if s.opts.Shared {
+		s.shareNumber(p, l)
+	}
 	if !s.opts.Exclusive {
 		return
 	}

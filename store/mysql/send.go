@@ -23,7 +23,7 @@ func (w *writer) send(m *store.Send) error {
 			return nil
 		}
 	}
-	id, err := w.s.ids.next(c.lastID)
+	id, err := w.lease.ids.next(c.lastID)
 	if err != nil {
 		return err
 	}

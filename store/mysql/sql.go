@@ -223,6 +223,14 @@ var (
 	releaseLock = define(`SELECT RELEASE_LOCK(?s)`)
 )
 
+// Numbers of nodes.
+var (
+	listNumbers = define(`SELECT number, node, name FROM mqim_numbers FORCE INDEX (PRIMARY) WHERE number > ?n ORDER BY number LIMIT ?n`)
+	setNumber   = define(`INSERT INTO mqim_numbers (number, node, name) VALUES (?n, ?s, ?s)
+		ON DUPLICATE KEY UPDATE node = VALUES(node), name = VALUES(name)`)
+	shareNumber = define(`SELECT COALESCE(MAX(node), '') FROM mqim_numbers WHERE number = ?n LOCK IN SHARE MODE`)
+)
+
 // Claims of clients. A first one has the time as its epoch, so that it is greater than those that Maintain may have removed.
 var (
 	lockClaims = define(`SELECT client FROM mqim_claims FORCE INDEX (PRIMARY) WHERE client IN ([?s]) ORDER BY client FOR UPDATE`)

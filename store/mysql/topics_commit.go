@@ -60,16 +60,21 @@ func (s *Store) askNodes(p *packet, n *nodes) {
 	}, "", maxRows)
 }
 
+// lives reports whether a process has been heard of lately.
+func (s *Store) lives(n *nodes, node string) bool {
+	seen, known := n.seen[node]
+	return known && seen > n.now-s.opts.nodeTTL.Milliseconds()
+}
+
 // settle fills in what a row says of the session now; cut reports that its node is gone and nobody has noted it.
 func (s *Store) settle(x *sessionRow, n *nodes) (cut bool) {
 	switch x.state {
 	case sessionOnline:
-		seen, known := n.seen[x.node]
-		if x.node == s.node || known && seen > n.now-nodeTTL.Milliseconds() {
+		if x.node == s.node || s.lives(n, x.node) {
 			x.Online = true
 			return false
 		}
-		x.Cut, x.Since = true, max(s.opened, seen)
+		x.Cut, x.Since = true, max(s.opened, n.seen[x.node])
 		return true
 	case sessionCut:
 		x.Cut = true

@@ -90,10 +90,11 @@ func (k cidKey) text() string { return k.from + "\x00" + k.cid }
 
 // writer is one attempt at one batch: what it has locked and read, and what it is going to write.
 type writer struct {
-	s *Store
-	l *lane
-	c *sql.Conn
-	q *packet // being gathered
+	s     *Store
+	l     *lane
+	lease *lease // checked when the transaction began
+	c     *sql.Conn
+	q     *packet // being gathered
 
 	later *packet // what is written after the heads
 
@@ -129,7 +130,7 @@ type dup struct {
 
 func newWriter(l *lane, c *sql.Conn) *writer {
 	return &writer{
-		s: l.s, l: l, c: c, q: l.s.packet(), later: l.s.packet(),
+		s: l.s, l: l, c: c, lease: l.s.lease.Load(), q: l.s.packet(), later: l.s.packet(),
 		convs: map[store.Conv]*convHead{}, heads: map[store.Conv]uint64{}, inboxes: map[string]*inboxHead{},
 		views: map[viewKey]*viewHead{}, owns: map[viewKey]uint64{}, groups: map[string]*groupHead{},
 		members: map[viewKey]*store.Member{}, cids: map[string]cidRecord{}, inBatch: map[cidKey]cidRecord{},
@@ -230,7 +231,7 @@ func checkOwner(name string) error {
 // build locks, reads, numbers and writes, up to COMMIT. Locks are taken in one order by everybody: claims, conversations,
 // inboxes, views, sessions, each by key; what is new is inserted in that order too.
 func (w *writer) build(ctx context.Context, b *store.Batch) error {
-	w.s.begin(w.q)
+	w.s.begin(w.q, w.lease)
 	w.askClaims(b)
 	grouped := w.lockConvs(b)
 	w.findCids(b.Sends)
