@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs what the tests need and is missing: mosquitto's broker and clients and MariaDB from Debian, MQTT.js from npm. Without the
+# Installs what the tests need and is missing: mosquitto's broker and clients, MariaDB and Redis from Debian, MQTT.js from npm. Without the
 # right to install, or on another system, it says what is missing; the tests that need it are then skipped by name
 # (in CI they fail).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
-for tool in mosquitto:mosquitto mosquitto_pub:mosquitto-clients mariadbd:mariadb-server gcc:gcc; do
+for tool in mosquitto:mosquitto mosquitto_pub:mosquitto-clients mariadbd:mariadb-server redis-server:redis-server gcc:gcc; do
   PATH="$PATH:/usr/sbin" command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
 done
 # libc's headers come with gcc's recommendation only; the race detector needs them.
