@@ -37,6 +37,12 @@ func (c *acquaintedCache) put(pair [2]string, until int64) {
 	c.pairs.put(pair, until)
 }
 
+func (c *acquaintedCache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pairs.young, c.pairs.old = nil, nil
+}
+
 func (c *acquaintedCache) len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -2,7 +2,11 @@ package im
 
 import (
 	"context"
+	"strconv"
 	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
 // generations is a map with a bound: two maps, the older of which is dropped when the younger is full. What is in use
@@ -37,39 +41,64 @@ func (g *generations[K, V]) remove(k K) {
 
 func (g *generations[K, V]) len() int { return len(g.young) + len(g.old) }
 
-// cache remembers what was read from the store. What is in it is what was durable when last something about it was
-// committed: whoever commits a change has it forgotten before anybody is answered. It may be used concurrently.
+// cache remembers what was read from the store, that there is nothing, too. What is in it is what was durable when last
+// something about it was committed: whoever commits a change has it forgotten before anybody is answered, on other nodes as well;
+// since these may not hear of it, entries get old there. What many want at once is read once. It may be used concurrently.
 type cache[K comparable, V any] struct {
 	read func(context.Context, K) (V, error)
+	name func(K) string       // one for each key
+	age  func() time.Duration // how old an entry gets; nil: it does not
 
+	flight  singleflight.Group
 	mu      sync.Mutex
 	version uint64 // counts changes, so that what was read before one is not kept after it
-	entries generations[K, V]
+	entries generations[K, entry[V]]
 }
 
-func (c *cache[K, V]) init(max int, read func(context.Context, K) (V, error)) {
-	c.entries.max, c.read = max, read
+type entry[V any] struct {
+	v     V
+	since int64 // when it was read, Unix nanoseconds; 0 where entries do not get old
+}
+
+func (c *cache[K, V]) init(max int, name func(K) string, read func(context.Context, K) (V, error)) {
+	c.entries.max, c.name, c.read = max, name, read
 }
 
 // get returns the value of k, which is shared: it must not be modified.
 func (c *cache[K, V]) get(ctx context.Context, k K) (V, error) {
 	c.mu.Lock()
-	v, ok := c.entries.get(k)
+	x, ok := c.entries.get(k)
 	version := c.version
 	c.mu.Unlock()
-	if ok {
+	now := int64(0)
+	if c.age != nil {
+		now = time.Now().UnixNano()
+	}
+	if ok && (c.age == nil || now-x.since < c.age().Nanoseconds()) {
+		return x.v, nil
+	}
+	// What began before a change is not waited for after it.
+	v, err, _ := c.flight.Do(strconv.FormatUint(version, 36)+"/"+c.name(k), func() (any, error) {
+		v, err := c.read(ctx, k)
+		if err != nil {
+			return v, err
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.version == version {
+			c.entries.put(k, entry[V]{v, now})
+		}
 		return v, nil
-	}
-	v, err := c.read(ctx, k)
-	if err != nil {
-		return v, err
-	}
+	})
+	return v.(V), err
+}
+
+// clear forgets everything.
+func (c *cache[K, V]) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.version == version {
-		c.entries.put(k, v)
-	}
-	return v, nil
+	c.version++
+	c.entries.young, c.entries.old = nil, nil
 }
 
 // forget is called when what is behind the keys has changed.
@@ -105,9 +134,36 @@ func (e *Engine) CacheEntries() map[string]func() int {
 	}
 }
 
+// How old an entry gets where there are other nodes: what they change is told, but that may be lost. While the bus is down it
+// is, and an entry is there for floods alone.
+const (
+	cacheAge     = 30 * time.Second
+	cacheAgeDown = time.Second
+)
+
+// ageCaches has entries get old.
+func (p *peers) ageCaches() {
+	age := func() time.Duration {
+		if p.heard.Load() {
+			return cacheAge
+		}
+		return cacheAgeDown
+	}
+	p.e.blocks.age, p.e.groups.age, p.e.members.age = age, age, age
+}
+
+// clearCaches forgets everything, after changes may have been missed.
+func (e *Engine) clearCaches() {
+	e.blocks.clear()
+	e.groups.clear()
+	e.members.clear()
+	e.acquainted.clear()
+}
+
 func (e *Engine) initCaches() {
-	e.blocks.init(blockGeneration, e.readBlocks)
-	e.groups.init(groupGeneration, e.readStanding)
-	e.members.init(memberGeneration, e.readPart)
+	same := func(s string) string { return s }
+	e.blocks.init(blockGeneration, same, e.readBlocks)
+	e.groups.init(groupGeneration, same, e.readStanding)
+	e.members.init(memberGeneration, func(k memberKey) string { return k.group + "/" + k.user }, e.readPart)
 	e.acquainted.pairs.max = acquaintedGeneration
 }

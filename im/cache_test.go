@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"testing"
 
 	"github.com/mqim/mqim/store"
@@ -14,7 +15,7 @@ func TestCache(t *testing.T) {
 	var c cache[int, int]
 	reads, now := 0, 0
 	var during func()
-	c.init(4, func(_ context.Context, k int) (int, error) {
+	c.init(4, strconv.Itoa, func(_ context.Context, k int) (int, error) {
 		reads++
 		if k < 0 {
 			return 0, errors.New("no")
@@ -131,9 +132,9 @@ func TestStaleMember(t *testing.T) {
 	bubble(t, quietly, func(t *testing.T, w *world) {
 		a := w.connect("ann", "a", persistent, IM)
 		w.ok(a, nil, "group.create", `{"group":"g","name":"n"}`)
-		w.e.members.entries.put(memberKey{"g", "bob"}, part{role: store.Ordinary})
-		w.e.groups.entries.put("none", standing{lives: true})
-		w.e.members.entries.put(memberKey{"none", "bob"}, part{role: store.Ordinary})
+		w.e.members.entries.put(memberKey{"g", "bob"}, entry[part]{v: part{role: store.Ordinary}})
+		w.e.groups.entries.put("none", entry[standing]{v: standing{lives: true}})
+		w.e.members.entries.put(memberKey{"none", "bob"}, entry[part]{v: part{role: store.Ordinary}})
 		b := w.connect("bob", "b", persistent, IM)
 		w.refused(NotMember, b, "send", `{"to":"g/g","body":1}`)
 		w.refused(NotFound, b, "send", `{"to":"g/none","body":1}`)

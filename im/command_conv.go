@@ -101,7 +101,7 @@ func (d *Device) cmdRead(c *command, t Ticket) ([]byte, *Error) {
 		b := append([]byte(nil), `{"type":"read"`...)
 		b = appendConv(b, d.u.name, conv)
 		b = append(appendUint(b, "cseq", mark.Cseq), '}')
-		d.u.notify(Events, b, d)
+		d.e.notify(d.u.name, Events, b, d)
 		return nil
 	})
 }
@@ -345,7 +345,7 @@ func (d *Device) cmdDelete(c *command, t Ticket) ([]byte, *Error) {
 		b.Deletes = append(b.Deletes, del)
 		news.keep(b, []string{d.u.name})
 	}, func() *Error {
-		d.u.notify(Events, news.event(d.u.name), d)
+		d.e.notify(d.u.name, Events, news.event(d.u.name), d)
 		return nil
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mqim/mqim/bus"
 	"github.com/mqim/mqim/store"
 )
 
@@ -35,6 +36,14 @@ func (d *Device) ackSeq(seq uint64) *Error { return d.ackUpTo(&d.inbox, "seq", s
 func (d *Device) ackUpTo(s *stream, field string, n uint64) *Error {
 	u := d.u
 	u.mu.Lock()
+	if s.group != nil && n >= s.next && d.e.peers != nil { // it moves past what was not handed over: see relearn
+		spans := s.group.spans
+		u.mu.Unlock()
+		if _, err := d.relearn(s.group, spans); err != nil {
+			return d.e.failed("member", err)
+		}
+		u.mu.Lock()
+	}
 	if head := d.head(s); n > head { // what a client has from sync may be ahead of the deliverer
 		u.mu.Unlock()
 		stored, err := d.storedHead(s)
@@ -462,6 +471,12 @@ func (d *Device) cmdDeviceRemove(c *command, _ Ticket) ([]byte, *Error) {
 		return nil, errorf(NotFound, "you have no device %q", clip(c.Device))
 	}
 	d.e.removeDevice(d.u, c.Device)
+	if p := d.e.peers; p != nil {
+		p.ask(d.e.ctx, bus.User, d.u.name, append([]byte{sayRemove}, c.Device...))
+		if err := d.e.Flush(d.e.ctx); err != nil { // before the device comes back, to whichever node
+			return nil, d.e.failed("device", err)
+		}
+	}
 	return nil, nil
 }
 
@@ -469,19 +484,42 @@ func (d *Device) cmdDeviceRemove(c *command, _ Ticket) ([]byte, *Error) {
 func (e *Engine) removeDevice(u *user, id string) {
 	b := append([]byte(nil), `{"type":"device.removed"`...)
 	b = append(appendField(b, "device", id), '}')
-	u.notify(Events, b, nil)
-	var removed *Device
+	e.notify(u.name, Events, b, nil)
 	u.mu.Lock()
-	u.noteEnded(id)
-	for _, x := range u.devices {
-		if x.id == id {
-			removed = x
-			x.session.Persistent = false
-		}
-	}
+	u.noteEnded(id, 0)
 	e.markDirty(u)
+	removed := u.expel(id)
 	u.mu.Unlock()
 	if removed != nil {
 		removed.link.Close(CloseRemoved)
 	}
+}
+
+// expel takes the session from a device that is connected, and returns it; nil: it is not connected here. u.mu is held.
+func (u *user) expel(id string) (d *Device) {
+	delete(u.offline, id)
+	for _, x := range u.devices {
+		if x.id == id {
+			d = x
+			d.session.Persistent = false
+		}
+	}
+	return d
+}
+
+// removeHere is the part of removeDevice on another node than that which was asked for it. The answer is empty where the
+// device is not connected to this one.
+func (e *Engine) removeHere(name, id string) []byte {
+	u := e.user(name)
+	if u == nil {
+		return nil
+	}
+	u.mu.Lock()
+	d := u.expel(id)
+	u.mu.Unlock()
+	if d == nil {
+		return nil
+	}
+	d.link.Close(CloseRemoved)
+	return []byte{1}
 }

@@ -2,6 +2,7 @@ package im
 
 import (
 	"encoding/json"
+	"errors"
 	"strconv"
 	"time"
 
@@ -56,8 +57,7 @@ func (d *Device) allowSend() *Error {
 
 // tellTyping tells the user's other devices, or those of another user. A blocked user does not learn of it by typing.
 func (d *Device) tellTyping(to string, conv store.Conv, state []byte) {
-	u := d.e.user(to)
-	if u == nil || u.events.Load() == 0 {
+	if !d.e.wanted(to, Events) {
 		return
 	}
 	if blocked, err := d.e.blocked(d.e.ctx, to, d.u.name); blocked || err != nil {
@@ -69,7 +69,7 @@ func (d *Device) tellTyping(to string, conv store.Conv, state []byte) {
 	if len(state) > 0 {
 		b = append(append(b, `,"state":`...), state...)
 	}
-	u.notify(Events, append(b, '}'), d)
+	d.e.notify(to, Events, append(b, '}'), d)
 }
 
 // usersArg reads the command's users.
@@ -90,17 +90,21 @@ func (d *Device) cmdPresenceGet(c *command, _ Ticket) ([]byte, *Error) {
 	if err := c.usersArg(); err != nil {
 		return nil, err
 	}
-	defer d.e.walk()()
+	names, err := d.visibleOf(c.Users)
+	if err != nil {
+		return nil, err
+	}
+	seen := make(map[string]presenceState, len(names))
+	states := d.e.presenceOf(d.e.ctx, names)
+	d.e.presence.believe(states)
+	for _, st := range states {
+		seen[st.user] = st
+	}
 	b := []byte{'['}
-	mine := d.e.acquaintances(d.u.name)
 	for i, name := range c.Users {
-		visible, err := mine.see(d.e.ctx, name)
-		if err != nil {
-			return nil, d.e.failed("presence", err)
-		}
 		st := presenceState{user: name}
-		if visible {
-			st = d.e.presenceOf(name)
+		if x, ok := seen[name]; ok {
+			st = x
 		}
 		if i > 0 {
 			b = append(b, ',')
@@ -110,13 +114,33 @@ func (d *Device) cmdPresenceGet(c *command, _ Ticket) ([]byte, *Error) {
 	return append(b, ']'), nil
 }
 
+// visibleOf are those of the users whom the device's user may see come and go.
+func (d *Device) visibleOf(users []string) (names []string, _ *Error) {
+	defer d.e.walk()()
+	mine := d.e.acquaintances(d.u.name)
+	for _, name := range users {
+		visible, err := mine.see(d.e.ctx, name)
+		if err != nil {
+			return nil, d.e.failed("presence", err)
+		}
+		if visible {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
 // cmdPresenceWatch asks for events when the users come and go, and tells who is there now.
 func (d *Device) cmdPresenceWatch(c *command, t Ticket) ([]byte, *Error) {
 	if err := c.usersArg(); err != nil {
 		return nil, err
 	}
-	if !d.e.presence.watch(d, c.Users) {
+	fresh, ok := d.e.presence.watch(d, c.Users)
+	if !ok {
 		return nil, errorf(RateLimited, "a device may watch at most %d users", maxWatched)
+	}
+	if d.e.peers != nil {
+		d.e.peers.beginAll(d.e.ctx, fresh)
 	}
 	return d.cmdPresenceGet(c, t)
 }
@@ -141,10 +165,31 @@ func (d *Device) block(c *command, t Ticket, remove bool) ([]byte, *Error) {
 		return nil, errorf(BadRequest, "user: %q cannot be blocked", clip(c.User))
 	}
 	change := store.Block{User: d.u.name, Peer: c.User, Remove: remove}
-	return nil, d.commit(c, t, func(b *store.Batch) { b.Blocks = append(b.Blocks, change) }, func() *Error {
+	op := func(b *store.Batch) { b.Blocks = append(b.Blocks, change) }
+	if d.e.peers == nil {
+		return nil, d.commit(c, t, op, func() *Error {
+			d.e.blocks.forget(d.u.name)
+			return nil
+		})
+	}
+	// The other nodes are waited for, on this goroutine: the deliverer must not.
+	done := make(chan error, 1)
+	p := &pending{op: op, after: func(err error) {
 		d.e.blocks.forget(d.u.name)
-		return nil
-	})
+		done <- err
+	}}
+	if d.e.store.Healthy() != nil || !d.e.queue.put(p) {
+		return nil, errUnavailable
+	}
+	switch err := <-done; {
+	case errors.Is(err, store.ErrUnknownOutcome):
+		d.link.Close(CloseStore) // no answer rather than a wrong one
+		return nil, errAnswered
+	case err != nil:
+		return nil, d.e.failed(c.name, err)
+	}
+	d.e.peers.tellBlocks(d.u.name)
+	return nil, nil
 }
 
 func (d *Device) cmdBlockList(*command, Ticket) ([]byte, *Error) {

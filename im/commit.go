@@ -8,6 +8,12 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
+// committed is a batch that is stored.
+type committed struct {
+	items []*pending
+	await func() // for what other nodes are asked meanwhile; nil: nothing
+}
+
 // commitLoop is the committer. It takes whatever has queued up and has it stored as one batch with one sync; while
 // that syncs the next batch gathers. There is no lingering: an idle server commits at once, a busy one in big batches.
 func (e *Engine) commitLoop() {
@@ -24,8 +30,12 @@ func (e *Engine) commitLoop() {
 			return
 		}
 		e.m.Queue(len(items), bytes)
+		var await func()
+		if e.peers != nil {
+			await = e.peers.count(items)
+		}
 		e.commit(items, &batch)
-		e.commits <- items
+		e.commits <- committed{items, await}
 	}
 }
 
@@ -65,11 +75,15 @@ func (e *Engine) commit(items []*pending, b *store.Batch) {
 func (e *Engine) deliverLoop() {
 	var touched links
 	var scratch []byte
-	for items := range e.commits {
+	for batch := range e.commits {
+		items := batch.items
 		for _, p := range items {
 			if p.Change != nil {
 				e.forgetGroup(p.Change)
 			}
+		}
+		if batch.await != nil {
+			batch.await()
 		}
 		for _, p := range items {
 			if p.after != nil {
@@ -83,6 +97,9 @@ func (e *Engine) deliverLoop() {
 			if p.op == nil && p.Err == nil && !p.Dup {
 				e.offer(p, &touched)
 			}
+		}
+		if e.peers != nil {
+			e.peers.out.flush()
 		}
 		touched.kick()
 		clear(items)
@@ -118,7 +135,7 @@ func (e *Engine) state(p *pending) string {
 	if p.peer == p.From || p.Dup && e.deliveredMark(p.peer, p.Conv) >= p.Cseq {
 		return "delivered"
 	}
-	if u := e.user(p.peer); u != nil && u.readers.Load() > 0 {
+	if u := e.user(p.peer); p.elsewhere || u != nil && u.readers.Load() > 0 {
 		return "sent"
 	}
 	return "queued"
@@ -151,17 +168,24 @@ func (p *pending) appendReply(b []byte, state string) []byte {
 func (e *Engine) offer(p *pending, touched *links) {
 	if _, ok := p.Conv.Group(); ok && len(p.Inboxes) == 0 {
 		e.offerLarge(p, touched)
+		if e.peers != nil {
+			e.peers.out.addLarge(p)
+		}
 		return
 	}
-	queued, event := false, changeEvent(p)
+	queued := false
+	var event []byte
+	if p.Change != nil {
+		event = changeEvent(&p.Message)
+	}
 	for _, ref := range p.Inboxes {
 		u := e.user(ref.User)
-		if u == nil {
-			queued = queued || ref.User != p.From
-			continue
+		waits := p.peer != "" && ref.User != p.From && (u == nil || u.readers.Load() == 0)
+		if e.peers == nil || !e.peers.out.add(p, ref, u, waits) {
+			queued = queued || waits
 		}
-		if u.readers.Load() == 0 {
-			queued = queued || ref.User != p.From
+		if u == nil {
+			continue
 		}
 		u.mu.Lock()
 		u.head = max(u.head, ref.Seq)
@@ -175,20 +199,25 @@ func (e *Engine) offer(p *pending, touched *links) {
 		}
 		u.mu.Unlock()
 	}
-	if queued && p.peer != "" {
-		e.receipts.add(e, p.From, receipt{conv: p.Conv, cseq: p.Cseq, id: p.ID, cid: p.Cid, state: "queued", by: p.peer, ts: p.TS})
+	if queued {
+		e.receipts.add(e, p.From, queuedReceipt(p))
 	}
 }
 
 // links collects the devices that a batch wrote to, so that each is sent its packets in one go. It belongs to the
-// deliverer.
+// deliverer, or, shared, to whoever else hands messages over: then a device may be in it more than once.
 type links struct {
+	shared  bool
 	list    []*Device
 	streams []*groupStream // scratch
 }
 
 func (l *links) add(d *Device) {
-	if !d.touched {
+	if l.shared {
+		if n := len(l.list); n == 0 || l.list[n-1] != d {
+			l.list = append(l.list, d)
+		}
+	} else if !d.touched {
 		d.touched = true
 		l.list = append(l.list, d)
 	}
@@ -196,7 +225,9 @@ func (l *links) add(d *Device) {
 
 func (l *links) kick() {
 	for i, d := range l.list {
-		d.touched = false
+		if !l.shared {
+			d.touched = false
+		}
 		d.link.Kick()
 		l.list[i] = nil
 	}

@@ -104,6 +104,17 @@ func (d *Device) pumpLoop() {
 			d.retryPump()
 			return
 		}
+		if s.group != nil && d.e.peers != nil {
+			switch same, err := d.relearn(s.group, src.spans); {
+			case err != nil:
+				d.e.failed("member", err)
+				d.retryPump()
+				return
+			case !same:
+				clear(entries)
+				continue
+			}
+		}
 		gap := len(entries) == 0 || number(entries[0]) != after+1
 		lost := gap && d.e.lost(d.e.ctx, src, after)
 		u.mu.Lock()
@@ -118,6 +129,24 @@ func (d *Device) pumpLoop() {
 			return
 		}
 	}
+}
+
+// relearn asks the store what the user may see of a large group by now, and reports whether that is what it was: a page that
+// was read before may hold more. What hints say does not decide, since they may be lost.
+func (d *Device) relearn(g *groupStream, was []store.Span) (same bool, err error) {
+	spans, err := d.e.spansOf(d.e.ctx, d.u.name, g.conv)
+	if err != nil {
+		return false, err
+	}
+	d.u.mu.Lock()
+	defer d.u.mu.Unlock()
+	if len(spans) > 0 {
+		g.learn(spans, g.head)
+	}
+	if to := g.spans[len(g.spans)-1].To; to != 0 && g.head >= to {
+		d.e.feeds.remove(g)
+	}
+	return changedAt(g.spans) == changedAt(was), nil
 }
 
 // retryPump has the pump tried again in a while.

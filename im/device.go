@@ -62,11 +62,13 @@ type Device struct {
 	progress int64 // when the peer last took something, Unix milliseconds
 	timer    *time.Timer
 	armed    bool
-	armedAt  int64           // when check runs, Unix milliseconds
-	watching map[string]bool // presence
-	nonce    string          // names a session that ends with the connection; made by onceCid
-	missed   int64           // since when there may be notices that it has not had, Unix milliseconds; 0: there are none
-	catching bool            // it is being sent them
+	armedAt  int64                 // when check runs, Unix milliseconds
+	watching map[string]bool       // presence
+	lost     bool                  // another connection has claimed the session: nothing is written of it any more
+	past     map[store.Conv]uint64 // what large groups are read to their end, up to where; nil where there is no bus
+	nonce    string                // names a session that ends with the connection; made by onceCid
+	missed   int64                 // since when there may be notices that it has not had, Unix milliseconds; 0: there are none
+	catching bool                  // it is being sent them
 }
 
 // Connect tells the engine that a device of user is there. The device gets nothing until SetProfile. An earlier
@@ -80,6 +82,11 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 		return nil, err
 	}
 	defer e.unpin(u)
+	if e.peers != nil && u.unflushed(device) { // the device may have been elsewhere since: the store knows
+		if err := e.Flush(ctx); err != nil {
+			return nil, err
+		}
+	}
 	key := store.DeviceKey{User: userName, Device: device}
 	rec, err := e.deviceRecord(ctx, u, key)
 	found := err == nil
@@ -108,7 +115,7 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 	}
 	u.mu.Unlock()
 	if s.Persistent && (!alive || s.Clean) {
-		if err := e.createSession(ctx, u, d.record(0)); err != nil {
+		if err := e.createSession(ctx, u, d.record(0), s.Epoch); err != nil {
 			return nil, err
 		}
 	}
@@ -116,7 +123,7 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 	u.mu.Lock()
 	delete(u.offline, device)
 	if !s.Persistent && found {
-		u.noteEnded(device)
+		u.noteEnded(device, s.Epoch)
 	}
 	u.devices = append(u.devices, d)
 	first := len(u.devices) == 1
@@ -126,7 +133,7 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 	if first {
 		e.presence.online(userName)
 	}
-	if err := d.load(ctx, rec.cursors); err != nil {
+	if err := d.load(ctx, rec.cursors, false); err != nil {
 		d.Disconnect(!s.Persistent)
 		return nil, err
 	}
@@ -138,9 +145,9 @@ func (e *Engine) Connect(ctx context.Context, userName, device string, s Session
 // have acknowledged goes with it, since the session begins after that; so do its places in large groups, for where one is
 // missing the group was joined, or became large, later. Where the store cannot commit, there are no new sessions; the old
 // ones and those that end with the connection read on.
-func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device) error {
+func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device, epoch uint64) error {
 	u.mu.Lock()
-	ending := u.flushing.ended[rec.Device]
+	_, ending := u.flushing.ended[rec.Device]
 	u.mu.Unlock()
 	if ending { // the end of the session before must not come after the beginning of this one
 		e.awaitFlush()
@@ -154,9 +161,13 @@ func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device) e
 	}
 	done := make(chan error, 1)
 	p := &pending{after: func(err error) { done <- err }}
+	f := &store.Fence{Client: rec.Device, Epoch: epoch}
 	p.op = func(b *store.Batch) {
 		u.mu.Lock()
 		defer u.mu.Unlock()
+		if epoch != 0 {
+			b.Fences = append(b.Fences, f)
+		}
 		b.Devices = append(b.Devices, rec)
 		for i := range streams {
 			st := &streams[i]
@@ -178,6 +189,9 @@ func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device) e
 	}
 	select {
 	case err := <-done:
+		if err == nil && f.Lost {
+			err = ErrTaken
+		}
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
@@ -188,10 +202,10 @@ func (e *Engine) createSession(ctx context.Context, u *user, rec store.Device) e
 func (e *Engine) deviceRecord(ctx context.Context, u *user, key store.DeviceKey) (away, error) {
 	u.mu.Lock()
 	rec, ok := u.offline[key.Device]
-	ended := u.ended[key.Device]
+	_, ended := u.ended[key.Device]
 	if !ok && !ended {
 		rec, ok = u.flushing.offline[key.Device]
-		ended = u.flushing.ended[key.Device]
+		_, ended = u.flushing.ended[key.Device]
 	}
 	u.mu.Unlock()
 	switch {
@@ -221,7 +235,7 @@ func (d *Device) Disconnect(ended bool) {
 		return
 	}
 	d.closed = true
-	rec := away{Device: d.record(0)}
+	rec := away{Device: d.record(0), epoch: d.session.Epoch}
 	d.setProfile(None)
 	d.setChannels(0)
 	if d.timer != nil {
@@ -232,14 +246,16 @@ func (d *Device) Disconnect(ended bool) {
 	}
 	u.devices = slices.DeleteFunc(u.devices, func(x *Device) bool { return x == d })
 	u.seen = time.Now().UnixMilli()
-	if d.session.Persistent && !ended {
+	switch {
+	case d.lost || !d.session.Persistent:
+	case ended:
+		u.noteEnded(d.id, d.session.Epoch)
+	default:
 		if d.session.Expiry > 0 {
 			rec.Expires = u.seen + d.session.Expiry.Milliseconds()
 		}
 		rec.cursors = d.cursors(nil, true)
 		u.noteOffline(d.id, rec)
-	} else if d.session.Persistent {
-		u.noteEnded(d.id)
 	}
 	last := len(u.devices) == 0
 	watching := d.watching
@@ -319,7 +335,7 @@ func (d *Device) User() string { return d.u.name }
 // ID is the device's id.
 func (d *Device) ID() string { return d.id }
 
-// devices lists a user's sessions and connected devices as they are now, ordered by id.
+// devices lists a user's sessions and connected devices as they are now, on all nodes that answer in time, ordered by id.
 func (e *Engine) devices(ctx context.Context, u *user) ([]deviceState, error) {
 	// What is not flushed is looked at before the store is: a flush in between must not hide a session.
 	unflushed, ended := map[string]deviceState{}, map[string]bool{}
@@ -353,6 +369,13 @@ func (e *Engine) devices(ctx context.Context, u *user) ([]deviceState, error) {
 		}
 	}
 	maps.Copy(byID, unflushed)
+	if e.peers != nil {
+		for _, d := range e.peers.who(ctx, []string{u.name})[0].devices {
+			if here := byID[d.Device]; !here.online {
+				byID[d.Device] = deviceState{Device: d, online: true}
+			}
+		}
+	}
 	var list []deviceState
 	for _, id := range slices.Sorted(maps.Keys(byID)) {
 		if d := byID[id]; d.online || d.Expires == 0 || d.Expires > now {

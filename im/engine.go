@@ -12,6 +12,7 @@
 //   - the deliverer goroutine answers the senders of a committed batch and hands the messages to the devices that
 //     are caught up, while the next batch is being synced;
 //   - a pump goroutine a device, only while the device is behind and has room, reads pages from the log;
+//   - what other nodes say is handed over on the goroutines of the bus, which do what the deliverer does (peers.go);
 //   - the flusher goroutine writes cursors and watermarks behind; the receipts and presence goroutines merge and send
 //     what they are named after; another one has the store forget what retention lets go.
 //
@@ -125,7 +126,7 @@ type Engine struct {
 	users sync.Map   // name → *user: connected, being connected, or with something to flush
 
 	queue      queue
-	commits    chan []*pending // committed batches on their way to the deliverer
+	commits    chan committed  // committed batches on their way to the deliverer
 	spares     chan []*pending // and the emptied ones on their way back
 	blocks     cache[string, map[string]bool]
 	groups     cache[string, standing]
@@ -134,6 +135,7 @@ type Engine struct {
 	receipts   receipts
 	feeds      feeds
 	presence   presence
+	peers      *peers // nil: there is no bus
 	acquainted acquaintedCache
 	pumps      chan struct{} // bounds the pages that pumps hold in memory
 	walks      chan struct{} // bounds the commands at work whose cost grows with the members of a group, or with groups
@@ -163,7 +165,7 @@ func New(st store.Store, cfg Config) *Engine {
 	cfg = cfg.withDefaults()
 	e := &Engine{
 		store: st, log: cfg.Log, m: cfg.Metrics,
-		commits: make(chan []*pending, 1),
+		commits: make(chan committed, 1),
 		spares:  make(chan []*pending, 2),
 		pumps:   make(chan struct{}, concurrentPumps),
 		walks:   make(chan struct{}, concurrentWalks),
@@ -176,8 +178,9 @@ func New(st store.Store, cfg Config) *Engine {
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.queue.init(cfg.QueueMessages, cfg.QueueBytes)
 	e.receipts.init()
-	e.feeds.init()
+	e.feeds.init(e)
 	e.presence.init(e)
+	e.initPeers(cfg.Bus)
 	e.dirty.init()
 	e.core.Go(e.commitLoop)
 	e.core.Go(e.deliverLoop)
@@ -185,6 +188,9 @@ func New(st store.Store, cfg Config) *Engine {
 	e.spawn(e.receiptLoop)
 	e.spawn(e.presence.loop)
 	e.spawn(e.maintainLoop)
+	if e.peers != nil {
+		e.spawn(e.peers.lookLoop)
+	}
 	return e
 }
 
@@ -196,7 +202,7 @@ func (e *Engine) Reconfigure(cfg Config) {
 	cfg.QueueMessages, cfg.QueueBytes = old.QueueMessages, old.QueueBytes
 	cfg.MessageBytes, cfg.CommandBytes = old.MessageBytes, old.CommandBytes
 	cfg.FlushInterval, cfg.PresenceGrace = old.FlushInterval, old.PresenceGrace
-	cfg.Metrics, cfg.Log = old.Metrics, old.Log
+	cfg.Metrics, cfg.Log, cfg.Bus, cfg.Look = old.Metrics, old.Log, old.Bus, old.Look
 	e.cfg.Store(&cfg)
 	e.users.Range(func(_, u any) bool {
 		u.(*user).limiter.Store(cfg.limiter())
@@ -268,7 +274,8 @@ func (e *Engine) Drain(ctx context.Context) error {
 	}
 }
 
-// maintainLoop does the store's housekeeping in small pieces.
+// maintainLoop does the store's housekeeping in small pieces: on one node of those that share the store, as far as they hear of
+// each other. Where a node hears of none it does, less often: it may be that all do.
 func (e *Engine) maintainLoop() {
 	const pause = 30 * time.Second
 	t := time.NewTimer(pause)
@@ -279,6 +286,16 @@ func (e *Engine) maintainLoop() {
 			return
 		case <-t.C:
 		}
+		between := pause
+		if p := e.peers; p != nil {
+			if !p.keeper() {
+				t.Reset(pause)
+				continue
+			}
+			if !p.bus.Up() {
+				between = 10 * pause
+			}
+		}
 		more, err := e.store.Maintain(e.ctx, time.Now())
 		if err != nil && e.ctx.Err() == nil && !errors.Is(err, store.ErrUnavailable) {
 			e.log.Error("retention failed", "error", err)
@@ -286,7 +303,7 @@ func (e *Engine) maintainLoop() {
 		if more && err == nil {
 			t.Reset(50 * time.Millisecond)
 		} else {
-			t.Reset(pause)
+			t.Reset(between)
 		}
 	}
 }

@@ -47,6 +47,9 @@ var (
 	errInternal    = &Error{Internal, "internal error"}
 )
 
+// ErrTaken: another connection has claimed the device meanwhile; this one is over.
+var ErrTaken = errors.New("another connection has taken the device")
+
 // storeError turns what the store said into what the client is told. The cause is logged by the caller, once.
 func storeError(err error) *Error {
 	switch {

@@ -2,6 +2,7 @@ package im
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,8 +14,9 @@ import (
 type feed struct {
 	conv    store.Conv
 	mode    atomic.Uint32  // store.ReceiptMode
-	sure    bool           // mode is no older than what the deliverer is at; guarded by feeds.mu
+	modeAt  uint64         // the cseq as of which mode is known; guarded by feeds.mu
 	streams []*groupStream // guarded by feeds.mu
+	sub     *subscription  // nil: there is no bus
 }
 
 // receipts reports whether senders are told of each member.
@@ -23,27 +25,27 @@ func (f *feed) receipts() bool { return store.ReceiptMode(f.mode.Load()) == stor
 // feeds are the large groups that connected devices read: what they cost grows with what is connected, not with the
 // members of a group. feeds.mu is taken inside user.mu.
 type feeds struct {
+	e  *Engine
 	mu sync.Mutex
 	m  map[store.Conv]*feed
 }
 
-func (f *feeds) init() { f.m = map[store.Conv]*feed{} }
+func (f *feeds) init(e *Engine) { f.e, f.m = e, map[store.Conv]*feed{} }
 
-// add has messages offered to g from now on. mode is what is known of the group's; sure says that it is no older than
-// what the deliverer is at. It returns false where they are already. u.mu is held.
-func (f *feeds) add(g *groupStream, mode store.ReceiptMode, sure bool) bool {
+// add has messages offered to g from now on. mode is what is known of the group's, as of the message at. It returns
+// false where they are already. u.mu is held.
+func (f *feeds) add(g *groupStream, mode store.ReceiptMode, at uint64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	x := f.m[g.conv]
 	if x == nil {
 		x = &feed{conv: g.conv}
 		f.m[g.conv] = x
-		x.mode.Store(uint32(mode))
+		if f.e.peers != nil {
+			f.e.peers.feedSubscription(x)
+		}
 	}
-	if sure && !x.sure {
-		x.sure = true
-		x.mode.Store(uint32(mode))
-	}
+	x.learn(mode, at)
 	if g.at >= 0 {
 		return false
 	}
@@ -67,16 +69,33 @@ func (f *feeds) remove(g *groupStream) {
 	g.at = -1
 	if last == 0 {
 		delete(f.m, x.conv)
+		if x.sub != nil {
+			f.e.peers.end(x.sub)
+		}
 	}
 }
 
-// setMode notes a change of a group's receipts.
-func (f *feeds) setMode(conv store.Conv, mode store.ReceiptMode) {
+// learn notes the mode as of a message. News may come out of order. feeds.mu is held.
+func (x *feed) learn(mode store.ReceiptMode, at uint64) {
+	if at >= x.modeAt {
+		x.modeAt = at
+		x.mode.Store(uint32(mode))
+	}
+}
+
+// convs lists the groups.
+func (f *feeds) convs() []store.Conv {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.m))
+}
+
+// setMode notes what a group's receipts are, as of a message.
+func (f *feeds) setMode(conv store.Conv, mode store.ReceiptMode, at uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if x := f.m[conv]; x != nil {
-		x.sure = true
-		x.mode.Store(uint32(mode))
+		x.learn(mode, at)
 	}
 }
 
@@ -100,12 +119,15 @@ func (f *feeds) read(conv store.Conv, but string) bool {
 	})
 }
 
-// offerLarge hands a committed message of a large group to the devices that read it. It is the deliverer's.
+// offerLarge hands a committed message of a large group to the devices that read it.
 func (e *Engine) offerLarge(p *pending, touched *links) {
 	if p.Change != nil {
 		e.follow(p)
 	}
-	event := changeEvent(p)
+	var event []byte
+	if p.Change != nil {
+		event = changeEvent(&p.Message)
+	}
 	touched.streams = e.feeds.of(p.Conv, touched.streams[:0])
 	for _, g := range touched.streams {
 		u := g.d.u
@@ -116,10 +138,12 @@ func (e *Engine) offerLarge(p *pending, touched *links) {
 		to := g.spans[len(g.spans)-1].To
 		if to == 0 || p.Cseq <= to {
 			g.head = max(g.head, p.Cseq)
-			if g.d.offer(&g.stream, store.Entry{Message: &p.Message}) {
+			handed := g.d.offer(&g.stream, store.Entry{Message: &p.Message})
+			if handed {
 				touched.add(g.d)
 			}
-			if event != nil && g.d.notify(Events, event) {
+			// Where there are other nodes, whoever has not been handed it may have left before, and not know.
+			if event != nil && (handed || e.peers == nil) && g.d.notify(Events, event) {
 				touched.add(g.d)
 			}
 		}
@@ -136,7 +160,7 @@ func (e *Engine) offerLarge(p *pending, touched *links) {
 func (e *Engine) follow(p *pending) {
 	ch := p.Change
 	mode := ch.Group.ReceiptMode()
-	e.feeds.setMode(p.Conv, mode)
+	e.feeds.setMode(p.Conv, mode, p.Cseq)
 	for i := range ch.Members {
 		m := &ch.Members[i]
 		if len(m.Spans) == 0 {
@@ -163,7 +187,7 @@ func (e *Engine) followUser(name string, p *pending, spans []store.Span, mode st
 	for _, d := range u.devices {
 		if g := d.group(p.Conv); g != nil {
 			g.learn(spans, p.Cseq-1)
-			e.feeds.add(g, mode, true)
+			e.feeds.add(g, mode, p.Cseq)
 			continue
 		}
 		if d.loading {
@@ -172,13 +196,13 @@ func (e *Engine) followUser(name string, p *pending, spans []store.Span, mode st
 		}
 		// What the user was there for before, this device has seen: else it had the stream.
 		first := max(spans[len(spans)-1].From, p.Change.Group.LargeFrom)
-		d.attach(p.Conv, spans, p.Cseq-1, first-1, mode, true)
+		d.attach(p.Conv, spans, p.Cseq-1, first-1, mode, p.Cseq)
 	}
 }
 
 // attach has the device read a large group's log after the cseq given. u.mu is held.
 func (d *Device) attach(
-	conv store.Conv, spans []store.Span, head, after uint64, mode store.ReceiptMode, sure bool,
+	conv store.Conv, spans []store.Span, head, after uint64, mode store.ReceiptMode, at uint64,
 ) *groupStream {
 	if len(d.groups) >= maxStreams {
 		d.e.m.Dropped("streams")
@@ -193,15 +217,15 @@ func (d *Device) attach(
 	if d.u.large == nil {
 		d.u.large = map[store.Conv]uint64{}
 	}
-	d.follow(g, mode, sure)
+	d.follow(g, mode, at)
 	return g
 }
 
 // follow has the device offered what is said in a group and told what becomes of it. Whoever has left is not, once the
 // message that says so is durable: what is left to read is read from the log. It reports whether the device was not
 // offered it before. u.mu is held.
-func (d *Device) follow(g *groupStream, mode store.ReceiptMode, sure bool) (news bool) {
-	news = d.e.feeds.add(g, mode, sure)
+func (d *Device) follow(g *groupStream, mode store.ReceiptMode, at uint64) (news bool) {
+	news = d.e.feeds.add(g, mode, at)
 	if to := g.spans[len(g.spans)-1].To; to != 0 && g.head >= to {
 		d.e.feeds.remove(g)
 		return false
@@ -229,12 +253,12 @@ func (e *Engine) streamsOf(ctx context.Context, u *user, key store.DeviceKey) ([
 // firstOf is the first cseq of a stream that a new device of its user may see.
 func firstOf(st *store.Stream) uint64 { return max(st.LargeFrom, st.Spans[0].From) }
 
-// load has a device that is connecting read the large groups of its user. places are its cursors as far as they are
-// not flushed.
+// load has a device read the large groups of its user. places are its cursors as far as they are not flushed; again says that
+// it is connected since, and has read them before.
 //
 // Whatever is committed after a stream is in its feed is offered to it, and what was before is in the head that the store
 // reports afterwards: so the store is read again until it names no stream that is new.
-func (d *Device) load(ctx context.Context, places []store.Cursor) error {
+func (d *Device) load(ctx context.Context, places []store.Cursor, again bool) error {
 	e, u := d.e, d.u
 	key := store.DeviceKey{User: u.name, Device: d.id}
 	for {
@@ -253,8 +277,9 @@ func (d *Device) load(ctx context.Context, places []store.Cursor) error {
 		}
 		u.mu.Lock()
 		u.head = max(u.head, box.Head)
-		if !d.meet(list, places) && !d.reload {
+		if d.closed || !d.meet(list, places, again) && !d.reload {
 			d.loading = false
+			d.pump()
 			u.mu.Unlock()
 			return nil
 		}
@@ -264,7 +289,7 @@ func (d *Device) load(ctx context.Context, places []store.Cursor) error {
 
 // meet attaches the device to the streams in list that it has something to read of, and reports whether any is new.
 // u.mu is held.
-func (d *Device) meet(list []store.Stream, places []store.Cursor) (news bool) {
+func (d *Device) meet(list []store.Stream, places []store.Cursor, again bool) (news bool) {
 	known := make(map[store.Conv]*groupStream, len(d.groups))
 	for _, g := range d.groups {
 		known[g.conv] = g
@@ -273,13 +298,15 @@ func (d *Device) meet(list []store.Stream, places []store.Cursor) (news bool) {
 		st := &list[i]
 		if g := known[st.Conv]; g != nil {
 			g.learn(st.Spans, st.Head)
-			if d.follow(g, st.Mode, true) {
+			if d.follow(g, st.Mode, st.Head) {
 				news = true
 			}
 			continue
 		}
 		after := st.Delivered
-		if d.resumed {
+		if again { // joined since, or large since
+			after = d.past[st.Conv]
+		} else if d.resumed {
 			after = st.Cursor
 			for _, c := range places {
 				if c.Conv == st.Conv {
@@ -289,11 +316,17 @@ func (d *Device) meet(list []store.Stream, places []store.Cursor) (news bool) {
 		}
 		after = max(after, firstOf(st)-1)
 		if last := st.Spans[len(st.Spans)-1]; last.To != 0 && after >= last.To {
+			if d.e.peers != nil {
+				if d.past == nil {
+					d.past = map[store.Conv]uint64{}
+				}
+				d.past[st.Conv] = last.To
+			}
 			continue // left, and seen to the end
 		}
-		if g := d.attach(st.Conv, st.Spans, st.Head, after, st.Mode, false); g != nil {
+		if g := d.attach(st.Conv, st.Spans, st.Head, after, st.Mode, st.Head); g != nil {
 			news = true
-			if d.resumed {
+			if d.resumed && !again {
 				g.flushed = st.Cursor
 			}
 			d.u.large[st.Conv] = max(d.u.large[st.Conv], st.Delivered)

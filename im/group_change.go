@@ -130,6 +130,9 @@ func (d *Device) viewOf(ch *groupChange) (*groupView, *Error) {
 func (d *Device) preview(list []*groupChange) *Error {
 	var joiners uint64
 	for _, ch := range list {
+		if err := d.e.unknown(d.e.ctx, ch.group); err != nil {
+			return err
+		}
 		v, err := d.viewOf(ch)
 		if err != nil {
 			return err
@@ -175,6 +178,9 @@ func (e *Engine) mayGrow(members, joiners uint64) *Error {
 // be said.
 func (d *Device) change(list ...*groupChange) *Error {
 	for _, ch := range list {
+		if err := d.e.unknown(d.e.ctx, ch.group); err != nil {
+			return err
+		}
 		if _, err := d.changeOne(ch); err != nil {
 			return err
 		}
@@ -221,6 +227,9 @@ func (d *Device) changeOne(ch *groupChange) (store.Conv, *Error) {
 			continue
 		case p.Err != nil:
 			return "", e.failed("change of a group", p.Err)
+		}
+		if e.peers != nil {
+			e.peers.tellChange(p)
 		}
 		return p.Conv, nil
 	}

@@ -11,6 +11,9 @@ import (
 
 // knownGroup returns the record of a group, though it have ended; NotFound where there never was one.
 func (e *Engine) knownGroup(ctx context.Context, id string) (store.Group, *Error) {
+	if err := e.unknown(ctx, id); err != nil {
+		return store.Group{}, err
+	}
 	g, err := e.store.Group(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return g, errNoGroup(id)
@@ -19,6 +22,15 @@ func (e *Engine) knownGroup(ctx context.Context, id string) (store.Group, *Error
 		return g, e.failed("group", err)
 	}
 	return g, nil
+}
+
+// unknown is NotFound where there never was such a group, as far as is remembered: whoever asks for the same one over and over
+// does not reach the store.
+func (e *Engine) unknown(ctx context.Context, id string) *Error {
+	if s, err := e.groups.get(ctx, id); err == nil && !s.exists {
+		return errNoGroup(id)
+	}
+	return nil
 }
 
 // group is knownGroup for one that lives.
@@ -65,6 +77,7 @@ func (e *Engine) readable(ctx context.Context, user string, conv store.Conv) ([]
 
 // standing is what is remembered of a group in Engine.groups.
 type standing struct {
+	exists   bool // or did
 	lives    bool
 	receipts store.ReceiptMode
 	inboxes  int // that a message is written to
@@ -83,7 +96,7 @@ func (e *Engine) readStanding(ctx context.Context, id string) (standing, error) 
 	if errors.Is(err, store.ErrNotFound) {
 		return standing{}, nil
 	}
-	s := standing{lives: g.Ended == 0, receipts: g.ReceiptMode()}
+	s := standing{exists: true, lives: g.Ended == 0, receipts: g.ReceiptMode()}
 	if g.LargeFrom == 0 {
 		s.inboxes = int(g.MemberCount)
 	}
@@ -163,9 +176,9 @@ func (e *Engine) mayJoin(user string) *Error {
 }
 
 // groupState is what the sender of a message to a group learns of it: sent when a device of another member reads, else
-// queued. Of a message that was stored before that is not known any more.
+// queued. Of a message that was stored before that is not known any more, nor who reads on other nodes.
 func (e *Engine) groupState(p *pending) string {
-	if p.Dup || p.Inboxes == nil && e.feeds.read(p.Conv, p.From) {
+	if p.Dup || e.peers != nil && e.peers.some.Load() || p.Inboxes == nil && e.feeds.read(p.Conv, p.From) {
 		return "sent"
 	}
 	for _, ref := range p.Inboxes {
@@ -179,11 +192,8 @@ func (e *Engine) groupState(p *pending) string {
 	return "queued"
 }
 
-// changeEvent is what devices are told of the change of their group that p makes; nil where it makes none.
-func changeEvent(p *pending) []byte {
-	if p.Change == nil {
-		return nil
-	}
+// changeEvent is what devices are told of the change of their group that a message makes.
+func changeEvent(p *store.Message) []byte {
 	b := append([]byte(nil), `{"type":"group"`...)
 	b = appendConv(b, "", p.Conv)
 	b = appendUint(b, "cseq", p.Cseq)

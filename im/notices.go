@@ -7,7 +7,9 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/mqim/mqim/bus"
 	"github.com/mqim/mqim/store"
+	"github.com/mqim/mqim/store/wire"
 )
 
 // notice is what the events recall and delete say. Those of whom no device is connected are told when one comes back:
@@ -15,6 +17,7 @@ import (
 type notice struct {
 	kind string // recall or delete
 	conv store.Conv
+	cseq uint64 // of what is recalled
 	rest []byte // members of the event's JSON, each led by a comma
 }
 
@@ -45,7 +48,7 @@ func recallOf(m *store.Message, by string) notice {
 	b = append(b, `,"id":"`...)
 	b = strconv.AppendInt(b, m.ID, 10)
 	b = appendField(append(b, '"'), "by", by)
-	return notice{kind: "recall", conv: m.Conv, rest: appendInt(b, "ts", time.Now().UnixMilli())}
+	return notice{kind: "recall", conv: m.Conv, cseq: m.Cseq, rest: appendInt(b, "ts", time.Now().UnixMilli())}
 }
 
 func deletionOf(conv store.Conv, cseqs []uint64) notice {
@@ -215,16 +218,30 @@ func (a *audience) notices() []string {
 func (e *Engine) tell(a *audience, n *notice) {
 	if a.large {
 		event := n.event("")
-		for _, g := range e.feeds.of(a.conv, nil) {
-			if g.d.notify(Events, event) {
-				g.d.link.Kick()
-			}
+		e.tellFeed(a.conv, n.cseq, event)
+		if p := e.peers; p != nil && p.some.Load() {
+			id, _ := a.conv.Group()
+			p.publish(bus.Group, id, append(wire.AppendUvarint([]byte{sayEvent}, n.cseq), event...), nil)
 		}
 		return
 	}
 	for _, name := range a.names {
-		if u := e.user(name); u != nil && u.events.Load() > 0 {
-			u.notify(Events, n.event(name), nil)
+		if e.wanted(name, Events) {
+			e.notify(name, Events, n.event(name), nil)
+		}
+	}
+}
+
+// tellFeed sends an event about a message to the devices here that read a large group. Where there are other nodes those that have
+// not come to the message are passed over: what they read of it is as it is then, and it may be that they have left.
+func (e *Engine) tellFeed(conv store.Conv, cseq uint64, event []byte) {
+	for _, g := range e.feeds.of(conv, nil) {
+		u := g.d.u
+		u.mu.Lock()
+		sent := (e.peers == nil || cseq < g.next) && g.d.notify(Events, event)
+		u.mu.Unlock()
+		if sent {
+			g.d.link.Kick()
 		}
 	}
 }

@@ -19,6 +19,8 @@ type pending struct {
 	op    func(*store.Batch) // instead of a message: adds to the batch
 	after func(error)        // is told what became of op, or of a message that has no dev
 
+	elsewhere bool // the other side of a direct conversation is connected to another node
+
 	attach []string // of a change that makes its group large: who is in it from then on
 }
 

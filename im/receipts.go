@@ -41,9 +41,9 @@ func (r *receipts) init() {
 	r.wake = make(chan struct{}, 1)
 }
 
-// add sends rc to the devices of user to that want receipts, if any is connected.
+// add sends rc to the devices of user to that want receipts, if any is connected, here or elsewhere.
 func (r *receipts) add(e *Engine, to string, rc receipt) {
-	if u := e.user(to); u == nil || u.receipts.Load() == 0 {
+	if !e.wanted(to, Receipts) {
 		return
 	}
 	k := receiptKey{to: to, state: rc.state, by: rc.by, conv: rc.conv}
@@ -96,8 +96,7 @@ func (e *Engine) receiptLoop() {
 }
 
 func (e *Engine) sendReceipt(k receiptKey, rc receipt, b []byte) []byte {
-	u := e.user(k.to)
-	if u == nil || u.receipts.Load() == 0 {
+	if !e.wanted(k.to, Receipts) {
 		return b
 	}
 	switch told, err := e.mayLearn(k); {
@@ -111,7 +110,7 @@ func (e *Engine) sendReceipt(k receiptKey, rc receipt, b []byte) []byte {
 		rc.ts = time.Now().UnixMilli()
 	}
 	b = rc.append(b, k.to)
-	u.notify(Receipts, b, nil)
+	e.notify(k.to, Receipts, b, nil)
 	e.m.Receipt()
 	return b
 }

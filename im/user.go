@@ -22,6 +22,9 @@ type user struct {
 	limiter  atomic.Pointer[rate.Limiter]
 	pins     int // guarded by Engine.mu: connects under way
 
+	elsewhere elsewhere     // whether other nodes hold the user
+	sub       *subscription // of what concerns the user; nil: there is no bus, or not yet. Guarded by mu
+
 	loading sync.Mutex // held while the state is read from the store; only connects of this user wait for it
 	mu      sync.Mutex // guards what follows
 	loaded  bool
@@ -35,12 +38,12 @@ type user struct {
 	// What the flusher has to write: set under mu, taken by the flusher, which keeps it in flushing until it is durable.
 	dirty     bool
 	delivered map[store.Conv]uint64
-	offline   map[string]away // sessions of devices that have gone
-	ended     map[string]bool // sessions that are over
+	offline   map[string]away   // sessions of devices that have gone
+	ended     map[string]uint64 // sessions that are over → the epoch to speak with; 0: none
 	flushing  struct {
 		delivered map[store.Conv]uint64
 		offline   map[string]away
-		ended     map[string]bool
+		ended     map[string]uint64
 	}
 }
 
@@ -48,6 +51,7 @@ type user struct {
 type away struct {
 	store.Device
 	cursors []store.Cursor
+	epoch   uint64 // of the connection
 }
 
 // user returns the object of a user, or nil.
@@ -93,19 +97,26 @@ func (e *Engine) reap(u *user) {
 	if u.pins == 0 && len(u.devices) == 0 && !u.dirty && u.flushing.delivered == nil {
 		u.gone = true
 		e.users.CompareAndDelete(u.name, u)
+		if u.sub != nil {
+			e.peers.end(u.sub)
+		}
 	}
 }
 
-// load reads a user's state once. The object is in the map already, so a message that is committed meanwhile moves
-// its head; one committed before is in the head that the store reports.
+// load reads a user's state: once or, where there are other nodes, for each connection, since what they have said may be lost. The
+// object is in the map already, so a message that is committed meanwhile moves its head; one committed before is in the
+// head that the store reports.
 func (e *Engine) load(ctx context.Context, u *user) error {
 	u.loading.Lock()
 	defer u.loading.Unlock()
 	u.mu.Lock()
 	loaded := u.loaded
 	u.mu.Unlock()
-	if loaded {
+	if loaded && e.peers == nil {
 		return nil
+	}
+	if e.peers != nil {
+		e.peers.enter(ctx, u)
 	}
 	rec, err := e.store.User(ctx, u.name)
 	if err != nil {
@@ -119,7 +130,7 @@ func (e *Engine) load(ctx context.Context, u *user) error {
 	defer u.mu.Unlock()
 	u.head = max(u.head, box.Head)
 	u.cursor = max(u.cursor, rec.Cursor)
-	u.seen = rec.LastSeen
+	u.seen = max(u.seen, rec.LastSeen)
 	u.loaded = true
 	return nil
 }
@@ -221,10 +232,18 @@ func (e *Engine) flush(ctx context.Context) error {
 	e.flushing <- struct{}{}
 	defer func() { <-e.flushing }()
 	b := store.Batch{Lazy: true}
+	var fences []fence
 	for _, u := range users {
-		u.collect(&b)
+		fences = u.collect(&b, fences)
 	}
 	err := e.store.Commit(ctx, &b)
+	if err == nil {
+		for _, f := range fences {
+			if f.Lost {
+				e.lose(f.u, f.Client, f.Epoch)
+			}
+		}
+	}
 	for _, u := range users {
 		u.mu.Lock()
 		if err != nil {
@@ -244,8 +263,14 @@ func (e *Engine) awaitFlush() {
 	<-e.flushing
 }
 
-// collect adds what is to be written to b.
-func (u *user) collect(b *store.Batch) {
+// collect adds what is to be written to b, and to fences with which right.
+func (u *user) collect(b *store.Batch, fences []fence) []fence {
+	speak := func(id string, epoch uint64) {
+		if epoch != 0 {
+			fences = append(fences, fence{&store.Fence{Client: id, Epoch: epoch}, u})
+			b.Fences = append(b.Fences, fences[len(fences)-1].Fence)
+		}
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.dirty = false
@@ -255,17 +280,20 @@ func (u *user) collect(b *store.Batch) {
 	for conv, cseq := range u.delivered {
 		b.Delivered = append(b.Delivered, &store.Mark{User: u.name, Conv: conv, Cseq: cseq})
 	}
-	for _, d := range u.offline {
+	for id, d := range u.offline {
+		speak(id, d.epoch)
 		b.Devices = append(b.Devices, d.Device)
 		b.Cursors = append(b.Cursors, d.cursors...)
 	}
 	for _, d := range u.devices {
-		if d.session.Persistent {
+		if d.session.Persistent && !d.lost {
+			speak(d.id, d.session.Epoch)
 			b.Devices = append(b.Devices, d.record(0))
 			b.Cursors = d.cursors(b.Cursors, false)
 		}
 	}
-	for id := range u.ended {
+	for id, epoch := range u.ended {
+		speak(id, epoch)
 		b.Removed = append(b.Removed, store.DeviceKey{User: u.name, Device: id})
 	}
 	u.flushing.delivered, u.flushing.offline, u.flushing.ended = u.delivered, u.offline, u.ended
@@ -273,6 +301,7 @@ func (u *user) collect(b *store.Batch) {
 		u.flushing.delivered = map[store.Conv]uint64{}
 	}
 	u.delivered, u.offline, u.ended = nil, nil, nil
+	return fences
 }
 
 // restore puts back what could not be written; u.mu is held.
@@ -286,13 +315,14 @@ func (u *user) restore() {
 		u.noteDelivered(conv, cseq)
 	}
 	for id, d := range u.flushing.offline {
-		if _, newer := u.offline[id]; !newer && !u.ended[id] {
+		_, newer := u.offline[id]
+		if _, over := u.ended[id]; !newer && !over {
 			u.noteOffline(id, d)
 		}
 	}
-	for id := range u.flushing.ended {
+	for id, epoch := range u.flushing.ended {
 		if _, newer := u.offline[id]; !newer && !u.resumed(id) {
-			u.noteEnded(id)
+			u.noteEnded(id, epoch)
 		}
 	}
 }
@@ -309,13 +339,46 @@ func (u *user) noteDelivered(conv store.Conv, cseq uint64) {
 	u.delivered[conv] = max(u.delivered[conv], cseq)
 }
 
-// noteEnded has a session forgotten.
-func (u *user) noteEnded(id string) {
+// unflushed reports whether something about a device that is not connected is to be written; the caller does not hold u.mu.
+func (u *user) unflushed(id string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_, a := u.offline[id]
+	_, b := u.ended[id]
+	_, c := u.flushing.offline[id]
+	_, d := u.flushing.ended[id]
+	return a || b || c || d
+}
+
+// fence is one of a batch, and whose.
+type fence struct {
+	*store.Fence
+	u *user
+}
+
+// lose ends a device whose session another connection has claimed after the epoch given: nothing is written of it any more.
+func (e *Engine) lose(u *user, id string, epoch uint64) {
+	var list []*Device
+	u.mu.Lock()
+	for _, d := range u.devices {
+		if d.id == id && d.session.Epoch <= epoch && d.session.Epoch != 0 && !d.lost {
+			d.lost = true
+			list = append(list, d)
+		}
+	}
+	u.mu.Unlock()
+	for _, d := range list {
+		d.link.Close(CloseTaken)
+	}
+}
+
+// noteEnded has a session forgotten: by the connection with that epoch; 0: by the user's will.
+func (u *user) noteEnded(id string, epoch uint64) {
 	delete(u.offline, id)
 	if u.ended == nil {
-		u.ended = map[string]bool{}
+		u.ended = map[string]uint64{}
 	}
-	u.ended[id] = true
+	u.ended[id] = epoch
 }
 
 func (u *user) noteOffline(id string, d away) {
