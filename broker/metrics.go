@@ -223,6 +223,14 @@ func mysqlFigures(st mysql.Metrics, emit emit) {
 	emit(prometheus.GaugeValue, "connections", "Connections to the database.", float64(st.Connections))
 	emit(prometheus.GaugeValue, "connections_in_use", "Those of them that are in use.", float64(st.InUse))
 	emit(prometheus.CounterValue, "connection_waits_total", "Times that a connection had to be waited for: store.mysql.connections.", float64(st.Waits))
+	for _, r := range st.Replicas {
+		emit(prometheus.GaugeValue, "replica_up", "1 while a replica serves reads.", flag(r.Up), "replica", r.Name)
+		emit(prometheus.GaugeValue, "replica_lag_seconds", "How far a replica lagged when it last answered, to the second.", r.Lag.Seconds(), "replica", r.Name)
+		emit(prometheus.CounterValue, "replica_reads_total", "Reads that a replica has served.", float64(r.Reads), "replica", r.Name)
+	}
+	for reason, n := range st.Passed {
+		emit(prometheus.CounterValue, "replica_passed_total", "Reads that the database had to serve, though a replica might have, by reason.", float64(n), "reason", reason)
+	}
 	emit(prometheus.GaugeValue, "away", "1 while sends are refused since the database is away, or its lock is not held.", flag(st.Away))
 	emit(prometheus.CounterValue, "corruptions_total", "Damaged values met.", float64(st.Corruptions))
 	emit(prometheus.CounterValue, "queued_lost_total", "Messages that were in the queues of sessions that have ended.", float64(st.QueuedLost))

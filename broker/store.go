@@ -38,8 +38,12 @@ func (s *Server) openMySQL(ids store.IDs) error {
 		name += " on " + host
 	}
 	m := &s.cfg.Store.MySQL
+	var replicas []string
+	for _, dsn := range m.Replicas {
+		replicas = append(replicas, string(dsn))
+	}
 	st, err := mysql.Open(context.Background(), mysql.Options{
-		DSN: string(m.DSN), Connections: m.Connections, AllowUnsafe: m.AllowUnsafe, IDs: ids, Logger: s.log, Retention: retention(s.cfg),
+		DSN: string(m.DSN), Replicas: replicas, Connections: m.Connections, AllowUnsafe: m.AllowUnsafe, IDs: ids, Logger: s.log, Retention: retention(s.cfg),
 		MessageBytes: int(max(s.cfg.Limits.MessageBytes, s.cfg.Limits.CommandBytes)),
 		Exclusive:    true, Name: name, Taken: func(err error) { s.failed <- err },
 	})

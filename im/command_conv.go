@@ -168,7 +168,11 @@ func (d *Device) cmdHistory(c *command, _ Ticket) ([]byte, *Error) {
 			return nil, errorf(BadRequest, "before: want a cseq, 1 or more")
 		}
 	}
-	list, serr := d.e.historyWithin(d.e.ctx, d.u.name, conv, spans, r)
+	ctx := d.e.ctx
+	if !r.Forward { // whoever goes forward wants to come to the end, whoever goes back looks around
+		ctx = store.Relaxed(ctx, d.u.name)
+	}
+	list, serr := d.e.historyWithin(ctx, d.u.name, conv, spans, r)
 	if serr != nil {
 		return nil, d.e.failed("history", serr)
 	}
@@ -239,7 +243,7 @@ func (d *Device) cmdConversations(c *command, t Ticket) ([]byte, *Error) {
 	if rerr != nil {
 		return nil, rerr
 	}
-	list, next, err := d.e.store.ListConversations(d.e.ctx, d.u.name, c.Cursor, limit)
+	list, next, err := d.e.store.ListConversations(store.Relaxed(d.e.ctx, d.u.name), d.u.name, c.Cursor, limit)
 	if err != nil {
 		return nil, d.e.failed("conversations", err)
 	}

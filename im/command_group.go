@@ -285,7 +285,7 @@ func (d *Device) cmdGroupList(c *command, t Ticket) ([]byte, *Error) {
 	for looked := 0; ; {
 		var list []store.Membership
 		var serr error
-		list, next, serr = d.e.store.Memberships(d.e.ctx, d.u.name, next, limit-n)
+		list, next, serr = d.e.store.Memberships(store.Relaxed(d.e.ctx, d.u.name), d.u.name, next, limit-n)
 		if serr != nil {
 			return nil, d.e.failed("groups of a user", serr)
 		}
@@ -326,7 +326,7 @@ func (d *Device) cmdGroupMembers(c *command, t Ticket) ([]byte, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	list, next, serr := d.e.store.Members(d.e.ctx, c.Group, c.Cursor, limit)
+	list, next, serr := d.e.store.Members(store.Relaxed(d.e.ctx, d.u.name), c.Group, c.Cursor, limit)
 	if serr != nil {
 		return nil, d.e.failed("members", serr)
 	}

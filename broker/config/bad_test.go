@@ -69,7 +69,7 @@ jwt.bad.yaml:12:30: auth.jwt.keys[5].secret: found a list, expected a text`,
 	"later.bad.yaml": `
 later.bad.yaml:2:3: auth.http.url: not a URL; expected one such as https://auth.example/mqtt
 later.bad.yaml:4:8: store.driver: found "pebble" with cluster.redis.addresses, expected mysql: the nodes of a cluster share a database
-later.bad.yaml:4:27: store.mysql.replicas: found 1, but reading from replicas is not available in this version; expected an empty list
+later.bad.yaml:4:44: store.mysql.replicas[1]: not a DSN; expected user:password@tcp(host:3306)/database
 later.bad.yaml:7:17: cluster.redis.addresses[0]: found "127.0.0.1", expected host:port such as 127.0.0.1:1883`,
 	"list.bad.yaml": `
 list.bad.yaml:1:1: found a list, expected a section with node, listeners, http, auth, acl, store, cluster, delivery, inbox, sessions, history, dedupe, group, recall, limits, log`,
@@ -88,7 +88,7 @@ nokeys.bad.yaml:1:7: auth.jwt.keys: found none and no jwks_url, expected at leas
 mysql.bad.yaml:4:10: store.mysql.dsn: not a DSN; expected user:password@tcp(host:3306)/database
 mysql.bad.yaml:5:18: store.mysql.connections: found 7, expected 8 to 10000
 mysql.bad.yaml:6:19: store.mysql.allow_unsafe: found "maybe", expected true or false
-mysql.bad.yaml:7:15: store.mysql.replicas: found 1, but reading from replicas is not available in this version; expected an empty list
+mysql.bad.yaml:7:50: store.mysql.replicas[1]: not a DSN; expected user:password@tcp(host:3306)/database
 mysql.bad.yaml:8:25: limits.message_bytes: found 0, which is no limit; expected one with store.driver mysql, whose statements have a limit
 mysql.bad.yaml:8:43: limits.command_bytes: found 0, which is no limit; expected one with store.driver mysql, whose statements have a limit
 mysql.bad.yaml:8:59: limits.topic_bytes: found 2001, expected at most 2000 with store.driver mysql, in which topics are keys`,

@@ -201,7 +201,7 @@ type MySQL struct {
 	DSN         Secret   `yaml:"dsn"`          // user:password@tcp(host:3306)/database
 	Connections int      `yaml:"connections"`  // at most; one more holds the lock on the database
 	AllowUnsafe bool     `yaml:"allow_unsafe"` // serve on a server that may forget what it has committed
-	Replicas    []Secret `yaml:"replicas"`     // not in this version
+	Replicas    []Secret `yaml:"replicas"`     // copies of the database that history and lists are read from, as DSN
 }
 
 // Cluster is about several nodes on one database.

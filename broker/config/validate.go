@@ -336,8 +336,8 @@ func (s Store) validate(v *validator) {
 		v.check("store.mysql.dsn", auth.CheckDSN(string(s.MySQL.DSN)))
 	}
 	v.number("store.mysql.connections", s.MySQL.Connections, 8, 10_000)
-	if len(s.MySQL.Replicas) > 0 {
-		v.fail("store.mysql.replicas", "found %d, but reading from replicas is not available in this version; expected an empty list", len(s.MySQL.Replicas))
+	for i, dsn := range s.MySQL.Replicas {
+		v.check(fmt.Sprintf("store.mysql.replicas[%d]", i), auth.CheckDSN(string(dsn)))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/mqim/mqim/store"
@@ -18,7 +19,8 @@ type lane struct {
 	s     *Store
 	kind  byte // the first byte of id
 	id    string
-	batch uint64
+	row   atomic.Pointer[string] // id, for others
+	batch uint64                 // number of the present attempt, or the last
 	cache groupCache
 }
 
@@ -34,6 +36,8 @@ func (l *lane) renew() {
 	_, _ = rand.Read(id[:])
 	id[0] = l.kind
 	l.id, l.batch = string(id[:]), 0
+	row := l.id
+	l.row.Store(&row)
 }
 
 const (
@@ -67,6 +71,9 @@ func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
 	}
 	restore := remember(b)
 	err := s.try(ctx, lanes, func(ctx context.Context, w *writer) error { return w.build(ctx, b) }, restore)
+	if err == nil || errors.Is(err, store.ErrUnknownOutcome) {
+		s.touchAll(b)
+	}
 	if err == nil {
 		s.counters.commits.Add(1)
 		s.counters.messages.Add(int64(len(b.Sends) + len(b.Publishes)))
@@ -149,7 +156,7 @@ func (l *lane) attempt(ctx context.Context, build func(context.Context, *writer)
 		return err
 	}
 	defer c.Close()
-	l.batch++
+	l.batch = l.s.batches.Add(1)
 	w := newWriter(l, c)
 	if err := build(ctx, w); err != nil {
 		l.undo(ctx, c, err)

@@ -57,7 +57,7 @@ func (s *Store) Conversation(ctx context.Context, user string, conv store.Conv) 
 		return store.Conversation{}, err
 	}
 	defer s.life.RUnlock()
-	list, err := s.conversations(ctx, user, []store.Conv{conv})
+	list, err := s.conversations(ctx, &source{s: s}, user, []store.Conv{conv})
 	if err != nil {
 		return store.Conversation{Conv: conv}, err
 	}
@@ -86,7 +86,7 @@ type reader struct {
 }
 
 // conversations returns the states of several conversations, in order.
-func (s *Store) conversations(ctx context.Context, user string, convs []store.Conv) ([]store.Conversation, error) {
+func (s *Store) conversations(ctx context.Context, src *source, user string, convs []store.Conv) ([]store.Conversation, error) {
 	readers := make([]*reader, len(convs))
 	out := make([]store.Conversation, len(convs))
 	steps := []func(*reader, *packet){(*reader).askState, (*reader).askUnread, (*reader).askLast}
@@ -98,7 +98,7 @@ func (s *Store) conversations(ctx context.Context, user string, convs []store.Co
 		for _, r := range readers {
 			step(r, p)
 		}
-		if err := s.read(ctx, p, "conversations of %q", user); err != nil {
+		if err := src.read(ctx, p, "conversations of %q", user); err != nil {
 			return nil, err
 		}
 	}

@@ -54,6 +54,10 @@
 // Options.Exclusive keeps other processes out, where nothing connects the nodes; see owner. Options.Shared is for those of a
 // cluster, each of which has a node number for its message ids; see lease.
 //
+// # Replicas
+//
+// What people page through (store.Relaxed) may come from copies of the database; see replicas.
+//
 // # Sessions of ordinary topics
 //
 // A session that is connected belongs to a process, which shows every few seconds that it is alive (nodes). One whose

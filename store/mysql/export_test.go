@@ -1,6 +1,9 @@
 package mysql
 
-import "time"
+import (
+	"database/sql"
+	"time"
+)
 
 // Statement is one of those that the driver sends, with arguments for it.
 type Statement struct {
@@ -69,3 +72,29 @@ func (o *Options) SetBeats(every, ttl time.Duration) { o.beatEvery, o.nodeTTL = 
 
 // Node is how the store is named in the database.
 func (s *Store) Node() string { return s.node }
+
+// ReplicaPools are the connections to the replicas.
+func (s *Store) ReplicaPools() (list []*sql.DB) {
+	for _, r := range s.replicas.list {
+		list = append(list, r.db)
+	}
+	return list
+}
+
+// CheckOrder is checkOrder.
+func CheckOrder(vars map[string]string) error { return checkOrder(vars) }
+
+// Touched is touched.
+type Touched struct{ t touched }
+
+// TouchedGeneration is touchedGeneration.
+const TouchedGeneration = touchedGeneration
+
+// Put is touched.put.
+func (x *Touched) Put(name string, n uint64) { x.t.put(name, n) }
+
+// Need is touched.need.
+func (x *Touched) Need(names ...string) uint64 { return x.t.need(names...) }
+
+// Len is how many are known.
+func (x *Touched) Len() int { return len(x.t.young) + len(x.t.old) }

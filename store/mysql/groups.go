@@ -62,7 +62,16 @@ func (s *Store) Members(
 		return nil, "", err
 	}
 	defer s.life.RUnlock()
-	limit = max(limit, 1)
+	err = s.near(ctx, func(ctx context.Context, src *source) (err error) {
+		list, next, err = s.presentMembers(ctx, src, group, after, max(limit, 1))
+		return err
+	}, string(store.GroupConv(group)))
+	return list, next, err
+}
+
+func (s *Store) presentMembers(
+	ctx context.Context, src *source, group, after string, limit int,
+) (list []store.Member, next string, err error) {
 	var g store.Group
 	p := s.packet()
 	p.get(presentMembers, func(r *sql.Rows) error {
@@ -71,7 +80,7 @@ func (s *Store) Members(
 		return err
 	}, group, after, limit+1)
 	s.askGroup(p, group, &g)
-	if err := s.read(ctx, p, "members of group %q", group); err != nil {
+	if err := src.read(ctx, p, "members of group %q", group); err != nil {
 		return nil, "", err
 	}
 	if len(list) > limit {
@@ -92,13 +101,22 @@ func (s *Store) Memberships(
 		return nil, "", err
 	}
 	defer s.life.RUnlock()
-	limit = max(limit, 1)
 	if after != "" {
 		after = string(store.GroupConv(after))
 	}
+	err = s.near(ctx, func(ctx context.Context, src *source) (err error) {
+		list, next, err = s.groupsOf(ctx, src, user, after, max(limit, 1))
+		return err
+	})
+	return list, next, err
+}
+
+func (s *Store) groupsOf(
+	ctx context.Context, src *source, user, after string, limit int,
+) (list []store.Membership, next string, err error) {
 	p := s.packet()
 	s.askMemberships(p, user, after, limit+1, func(m membership) { list = append(list, m.Membership) })
-	if err := s.read(ctx, p, "groups of %q", user); err != nil {
+	if err := src.read(ctx, p, "groups of %q", user); err != nil {
 		return nil, "", err
 	}
 	if len(list) > limit {
@@ -115,7 +133,7 @@ func (s *Store) Streams(ctx context.Context, k store.DeviceKey) ([]store.Stream,
 	}
 	defer s.life.RUnlock()
 	var out []store.Stream
-	err := s.memberships(ctx, s.packet(), k.User, "", func(m membership) {
+	err := s.memberships(ctx, &source{s: s}, s.packet(), k.User, "", func(m membership) {
 		if m.Large {
 			out = append(out, store.Stream{Conv: store.GroupConv(m.Group)})
 		}

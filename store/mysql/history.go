@@ -10,12 +10,24 @@ import (
 )
 
 // History reads a page of a conversation's log.
-func (s *Store) History(ctx context.Context, user string, conv store.Conv, r store.Range) ([]*store.Message, error) {
+func (s *Store) History(
+	ctx context.Context, user string, conv store.Conv, r store.Range,
+) (list []*store.Message, err error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, err
 	}
 	defer s.life.RUnlock()
-	h := history{s: s, user: user, conv: conv, limit: r.Limit, after: r.After, before: r.Before, forward: r.Forward}
+	err = s.near(ctx, func(ctx context.Context, src *source) (err error) {
+		list, err = s.history(ctx, src, user, conv, r)
+		return err
+	}, string(conv))
+	return list, err
+}
+
+func (s *Store) history(
+	ctx context.Context, src *source, user string, conv store.Conv, r store.Range,
+) ([]*store.Message, error) {
+	h := history{s: s, src: src, user: user, conv: conv, limit: r.Limit, after: r.After, before: r.Before, forward: r.Forward}
 	if h.before == 0 {
 		h.before = math.MaxUint64
 	}
@@ -28,7 +40,7 @@ func (s *Store) History(ctx context.Context, user string, conv store.Conv, r sto
 		h.hidden = v.deleted
 		return err
 	}, 1, func(_ int, args []any) []any { return append(args, string(conv), user) })
-	if err := s.read(ctx, p, "history of %s", conv); err != nil {
+	if err := src.read(ctx, p, "history of %s", conv); err != nil {
 		return nil, err
 	}
 	// Nobody knows how many messages a chunk has: rounds grow.
@@ -46,6 +58,7 @@ func (s *Store) History(ctx context.Context, user string, conv store.Conv, r sto
 // history is a page of a conversation's log being filled, backward from its end.
 type history struct {
 	s       *Store
+	src     *source
 	user    string
 	conv    store.Conv
 	after   uint64 // after < cseq < before, of which there are some
@@ -106,7 +119,7 @@ func (h *history) round(ctx context.Context, n int) error {
 	} else {
 		p.get(chunksDown, take, string(h.conv), h.before, n)
 	}
-	if err := h.s.read(ctx, p, "history of %s", h.conv); err != nil {
+	if err := h.src.read(ctx, p, "history of %s", h.conv); err != nil {
 		return err
 	}
 	if got == 0 || h.forward && got <= n || !h.forward && got < n {
@@ -135,7 +148,7 @@ func (h *history) take(ctx context.Context, list []store.Message) error {
 	if h.hidden {
 		low, high := list[0].Cseq, list[len(list)-1].Cseq
 		var err error
-		if gone, err = h.s.deletions(ctx, h.user, h.conv, min(low, high), max(low, high)); err != nil {
+		if gone, err = h.s.deletions(ctx, h.src, h.user, h.conv, min(low, high), max(low, high)); err != nil {
 			return err
 		}
 	}
@@ -153,7 +166,9 @@ func (h *history) take(ctx context.Context, list []store.Message) error {
 }
 
 // deletions are the cseqs with a deletion mark of the user in from … to, ascending.
-func (s *Store) deletions(ctx context.Context, user string, conv store.Conv, from, to uint64) (out []uint64, err error) {
+func (s *Store) deletions(
+	ctx context.Context, src *source, user string, conv store.Conv, from, to uint64,
+) (out []uint64, err error) {
 	p := s.packet()
 	p.get(getDeletions, func(r *sql.Rows) error {
 		var n uint64
@@ -162,6 +177,6 @@ func (s *Store) deletions(ctx context.Context, user string, conv store.Conv, fro
 		out = append(out, n)
 		return err
 	}, user, string(conv), from, to)
-	err = s.read(ctx, p, "deletions of %q", user)
+	err = src.read(ctx, p, "deletions of %q", user)
 	return out, err
 }

@@ -41,6 +41,7 @@ func (s *Store) Inbox(ctx context.Context, user string) (store.Inbox, error) {
 	if err := s.read(ctx, p, "inbox of %q", user); err != nil {
 		return b, err
 	}
+	s.touch(user)
 	err := s.trim(ctx, user, &b, 0, list, time.Now())
 	return b, err
 }
@@ -232,6 +233,7 @@ func (s *Store) ReadInbox(
 			return dst, s.corrupt("inbox of %q: seq %d is missing", user, pg.next)
 		}
 	}
+	s.touch(user)
 	return pg.dst, nil
 }
 

@@ -23,7 +23,7 @@ type recent struct {
 // that of messages. The cursor is the id of the newest message of the last conversation listed that the user was there for.
 func (s *Store) ListConversations(
 	ctx context.Context, user, cursor string, limit int,
-) ([]store.Conversation, string, error) {
+) (list []store.Conversation, next string, err error) {
 	if err := s.enter(ctx); err != nil {
 		return nil, "", err
 	}
@@ -36,7 +36,17 @@ func (s *Store) ListConversations(
 		}
 		below = n
 	}
-	all, err := s.newest(ctx, user, below, limit+1)
+	err = s.near(ctx, func(ctx context.Context, src *source) (err error) {
+		list, next, err = s.listConversations(ctx, src, user, below, limit)
+		return err
+	})
+	return list, next, err
+}
+
+func (s *Store) listConversations(
+	ctx context.Context, src *source, user string, below int64, limit int,
+) ([]store.Conversation, string, error) {
+	all, err := s.newest(ctx, src, user, below, limit+1)
 	if err != nil {
 		return nil, "", err
 	}
@@ -47,7 +57,10 @@ func (s *Store) ListConversations(
 	for i, r := range all {
 		convs[i] = r.conv
 	}
-	list, err := s.conversations(ctx, user, convs)
+	if err := src.require(strs(convs)...); err != nil {
+		return nil, "", err // what peers have read touches their conversations
+	}
+	list, err := s.conversations(ctx, src, user, convs)
 	if err != nil {
 		return nil, "", err
 	}
@@ -69,7 +82,7 @@ func (s *Store) ListConversations(
 }
 
 // newest lists direct conversations with a newest id below the given one, at most limit, and all such groups, in no order.
-func (s *Store) newest(ctx context.Context, user string, below int64, limit int) (all []recent, err error) {
+func (s *Store) newest(ctx context.Context, src *source, user string, below int64, limit int) (all []recent, err error) {
 	p := s.packet()
 	p.get(listDirects, func(r *sql.Rows) error {
 		var x recent
@@ -77,7 +90,9 @@ func (s *Store) newest(ctx context.Context, user string, below int64, limit int)
 		all = append(all, x)
 		return err
 	}, user, below, max(limit, 0))
-	err = s.memberships(ctx, p, user, "", func(m membership) {
+	var groups []string
+	err = s.memberships(ctx, src, p, user, "", func(m membership) {
+		groups = append(groups, string(store.GroupConv(m.Group)))
 		id := m.lastID
 		if !m.Current {
 			id = m.leftID
@@ -86,6 +101,9 @@ func (s *Store) newest(ctx context.Context, user string, below int64, limit int)
 			all = append(all, recent{id, store.GroupConv(m.Group)})
 		}
 	})
+	if err == nil {
+		err = src.require(groups...) // a message to a group touches the group, not each member
+	}
 	return all, err
 }
 
@@ -97,7 +115,9 @@ type membership struct {
 }
 
 // memberships walks over a user's groups from after on, with what else p asks for at the start.
-func (s *Store) memberships(ctx context.Context, p *packet, user, after string, take func(membership)) error {
+func (s *Store) memberships(
+	ctx context.Context, src *source, p *packet, user, after string, take func(membership),
+) error {
 	if after != "" {
 		after = string(store.GroupConv(after))
 	}
@@ -108,7 +128,7 @@ func (s *Store) memberships(ctx context.Context, p *packet, user, after string, 
 			after = string(store.GroupConv(m.Group))
 			take(m)
 		})
-		if err := s.read(ctx, p, "groups of %q", user); err != nil || n < maxRows {
+		if err := src.read(ctx, p, "groups of %q", user); err != nil || n < maxRows {
 			return err
 		}
 	}

@@ -19,6 +19,8 @@ type Metrics struct {
 	Corruptions int64            // damaged values met
 	QueuedLost  int64            // messages that were in the queues of sessions that have ended
 	Away        bool             // Commits are refused
+	Replicas    []ReplicaMetrics
+	Passed      map[string]int64 // reads that no replica has served, though one might have, by reason; nil without replicas
 }
 
 // Reasons for another attempt.
@@ -65,6 +67,7 @@ func (s *Store) Metrics() Metrics {
 		Connections: db.OpenConnections, InUse: db.InUse, Waits: db.WaitCount,
 		Corruptions: s.counters.corrupt.Load(), QueuedLost: s.counters.lost.Load(), Away: s.Healthy() != nil,
 	}
+	m.Replicas, m.Passed = s.replicaMetrics()
 	for i, name := range reasonNames {
 		m.Retries[name] = s.counters.retries[i].Load()
 	}

@@ -35,7 +35,7 @@ func (s *Store) migrate(ctx context.Context) (applied []string, err error) {
 	if err != nil {
 		return nil, errors.New("store.mysql: not a DSN")
 	}
-	db, err := s.pool(c, 0, migrateIdle)
+	db, err := s.pool(c, 0, migrateIdle, "")
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -45,6 +46,9 @@ type Options struct {
 	// Taken, if not nil, is called once, when another process has taken over an Exclusive database: nothing will be
 	// committed any more. It must not call Close.
 	Taken func(error)
+	// Replicas are copies of the database, made by the server's own replication, that serve reads which may be a moment old
+	// (store.Relaxed); each a DSN. None of them need be there.
+	Replicas []string
 	// AllowUnsafe lets a server serve that may forget what it has committed.
 	AllowUnsafe bool
 
@@ -77,10 +81,13 @@ type Store struct {
 	counters  counters
 
 	sends     chan *lane            // of batches with messages: one
+	sender    *lane                 // that one
 	pubs      chan *lane            // of batches with what concerns ordinary topics, and no messages: one
 	lazy      chan *lane            // of all others
 	lease     atomic.Pointer[lease] // what makes ids
 	committed atomic.Int64          // greatest id that this process has committed
+	batches   atomic.Uint64         // the last number of an attempt at a transaction
+	replicas  replicas
 
 	health health
 	owner  owner
@@ -146,8 +153,12 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := s.connect(); err != nil {
 		return nil, err
 	}
-	if err := s.start(ctx); err != nil {
-		return nil, errors.Join(err, s.closeOwner(), s.db.Close())
+	err := s.openReplicas()
+	if err == nil {
+		err = s.start(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.closeOwner(), s.closeReplicas(), s.db.Close())
 	}
 	return s, nil
 }
@@ -188,31 +199,37 @@ func (s *Store) connect() error {
 		return errors.New("store.mysql: the DSN names no database")
 	}
 	s.name = c.DBName
-	s.db, err = s.pool(c, s.opts.Timeout, idleTime)
+	s.db, err = s.reading(c, s.opts.Timeout, "")
+	return err
+}
+
+// reading is a pool of Options.Connections.
+func (s *Store) reading(c *mysql.Config, timeout time.Duration, more string) (*sql.DB, error) {
+	db, err := s.pool(c, timeout, idleTime, more)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.db.SetMaxOpenConns(s.opts.Connections)
-	s.db.SetMaxIdleConns(s.opts.Connections)
-	s.db.SetConnMaxIdleTime(idleTime / 2 * time.Second)
-	s.db.SetConnMaxLifetime(time.Hour) // lets connections move to a server that has come back
-	return nil
+	db.SetMaxOpenConns(s.opts.Connections)
+	db.SetMaxIdleConns(s.opts.Connections)
+	db.SetConnMaxIdleTime(idleTime / 2 * time.Second)
+	db.SetConnMaxLifetime(time.Hour) // lets connections move to a server that has come back
+	return db, nil
 }
 
 // pool makes connections on which a statement may take as long as timeout (0: for ever), and which the server ends when
-// they have been idle for so many seconds.
-func (s *Store) pool(c *mysql.Config, timeout time.Duration, idle int) (*sql.DB, error) {
+// they have been idle for so many seconds. more is what else a session begins with.
+func (s *Store) pool(c *mysql.Config, timeout time.Duration, idle int, more string) (*sql.DB, error) {
 	c = c.Clone()
 	c.MultiStatements, c.InterpolateParams, c.ParseTime = true, true, false
 	c.Collation = "binary" // names and bodies are bytes: nothing is to be converted
 	c.MaxAllowedPacket = 64 << 20
-	c.Timeout, c.ReadTimeout, c.WriteTimeout = s.opts.Timeout, timeout, timeout
+	c.Timeout, c.ReadTimeout, c.WriteTimeout = cmp.Or(timeout, s.opts.Timeout), timeout, timeout
 	c.Logger = &mysql.NopLogger{}
 	inner, err := mysql.NewConnector(c)
 	if err != nil {
 		return nil, errors.New("store.mysql: the DSN cannot be used")
 	}
-	return sql.OpenDB(connector{inner, fmt.Sprintf(session, lockWait, idle)}), nil
+	return sql.OpenDB(connector{inner, fmt.Sprintf(session, lockWait, idle) + more}), nil
 }
 
 // connector prepares each session.
@@ -268,7 +285,8 @@ func (s *Store) start(ctx context.Context) error {
 		return err
 	}
 	s.sends, s.pubs, s.lazy = make(chan *lane, 1), make(chan *lane, 1), make(chan *lane, lazyLanes)
-	s.sends <- newLane(s, laneFeeds)
+	s.sender = newLane(s, laneFeeds)
+	s.sends <- s.sender
 	s.pubs <- newLane(s, laneFeeds)
 	for range lazyLanes {
 		s.lazy <- newLane(s, laneOther)
@@ -284,6 +302,7 @@ func (s *Store) start(ctx context.Context) error {
 	pinging, cancel := context.WithCancel(context.Background())
 	s.stop = cancel
 	s.done.Go(func() { s.ping(pinging) })
+	s.startReplicas(pinging)
 	if s.opts.Exclusive {
 		s.done.Go(func() { s.keepOwner(pinging) })
 	}
@@ -295,22 +314,9 @@ func (s *Store) start(ctx context.Context) error {
 
 // inspect refuses a server that would lose what it says is committed, or takes too little at once.
 func (s *Store) inspect(ctx context.Context) error {
-	vars := map[string]string{}
-	rows, err := s.db.QueryContext(ctx, `SHOW VARIABLES WHERE Variable_name IN ('max_allowed_packet',
-		'innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'binlog_format')`)
+	vars, err := variables(ctx, s.db, `'max_allowed_packet', 'innodb_flush_log_at_trx_commit', 'log_bin', 'sync_binlog', 'binlog_format'`)
 	if err != nil {
 		return fmt.Errorf("store.mysql: connect: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var name, value string
-		if err := rows.Scan(&name, &value); err != nil {
-			return err
-		}
-		vars[strings.ToLower(name)] = strings.ToUpper(value)
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("store.mysql: settings of the server: %w", err)
 	}
 	if _, err := fmt.Sscan(vars["max_allowed_packet"], &s.maxPacket); err != nil || s.maxPacket < leastPacket {
 		return fmt.Errorf("store.mysql: max_allowed_packet of the server is %s, want at least %d", vars["max_allowed_packet"], leastPacket)
@@ -341,6 +347,24 @@ func (s *Store) inspect(ctx context.Context) error {
 	}
 	s.log.Warn("store.mysql: " + text)
 	return nil
+}
+
+// variables are settings of a server, in capitals, by name; those that it does not have are missing.
+func variables(ctx context.Context, q querier, names string) (map[string]string, error) {
+	vars := map[string]string{}
+	rows, err := q.QueryContext(ctx, "SHOW VARIABLES WHERE Variable_name IN ("+names+")")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name, value string
+		if err := rows.Scan(&name, &value); err != nil {
+			return nil, err
+		}
+		vars[strings.ToLower(name)] = strings.ToUpper(value)
+	}
+	return vars, rows.Err()
 }
 
 // loadEpoch reads the store's epoch, making it the first time.
@@ -381,7 +405,7 @@ func (s *Store) Close() error {
 	s.stop()
 	s.done.Wait()
 	s.leave()
-	return errors.Join(s.closeOwner(), s.db.Close())
+	return errors.Join(s.closeOwner(), s.closeReplicas(), s.db.Close())
 }
 
 // Place is the address of the server and the name of the database, without who connects.

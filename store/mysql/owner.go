@@ -86,7 +86,7 @@ func (s *Store) lockOwner(ctx context.Context) error {
 	if err != nil {
 		return errors.New("store.mysql: not a DSN")
 	}
-	if s.owner.db, err = s.pool(c, s.opts.Timeout, ownerIdle); err != nil {
+	if s.owner.db, err = s.pool(c, s.opts.Timeout, ownerIdle, ""); err != nil {
 		return err
 	}
 	held, value, err := s.askOwner(ctx, ownerWait)

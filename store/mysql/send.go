@@ -77,6 +77,9 @@ func (w *writer) accepted() {
 	for id := w.s.committed.Load(); w.lastID > id && !w.s.committed.CompareAndSwap(id, w.lastID); {
 		id = w.s.committed.Load()
 	}
+	if w.l == w.s.sender {
+		w.s.signed(w.l.batch)
+	}
 	for _, g := range w.groups {
 		w.l.cache.keep(g)
 	}

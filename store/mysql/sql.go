@@ -57,6 +57,7 @@ var (
 	signWriter = define(`INSERT INTO mqim_writers (id, batch, last_id, seen) VALUES (?s, ?n, ?n, ?n)
 		ON DUPLICATE KEY UPDATE batch = VALUES(batch), last_id = VALUES(last_id), seen = VALUES(seen)`)
 	lockWriter  = define(`SELECT batch FROM mqim_writers WHERE id = ?s FOR UPDATE`)
+	getWriters  = define(`SELECT id, batch, seen FROM mqim_writers FORCE INDEX (PRIMARY) WHERE id IN ([?s])`)
 	lastID      = define(`SELECT MAX(last_id) FROM mqim_writers`)
 	listWriters = define(`SELECT id, last_id, seen FROM mqim_writers FORCE INDEX (PRIMARY) WHERE id > ?s ORDER BY id LIMIT ?n`)
 	listFeeds   = define(`SELECT id, batch FROM mqim_writers FORCE INDEX (PRIMARY) WHERE id > ?s AND id < ?s ORDER BY id LIMIT ?n`)

@@ -49,6 +49,7 @@ func (s *Store) Device(ctx context.Context, k store.DeviceKey) (store.Device, er
 	if err := s.read(ctx, p, "device %q of %q", k.Device, k.User); err != nil {
 		return d, err
 	}
+	s.touch(k.User) // it connects, and may come from another node
 	if !found {
 		return d, fmt.Errorf("device %q of %q: %w", k.Device, k.User, store.ErrNotFound)
 	}

@@ -105,6 +105,44 @@ func (s *Server) launch(install, daemon string, args []string) error {
 	return s.exec("CREATE DATABASE mqim", "CREATE USER mqim@'%' IDENTIFIED BY '"+Password+"'", "GRANT SELECT ON mqim.* TO mqim@'%'")
 }
 
+// StartReplica starts a server that copies what happens on the primary from now on, which runs with "--log-bin" and a
+// "--server-id" of 1 and has been given nothing yet. CatchUp waits for it.
+func StartReplica(t *testing.T, primary *Server, args ...string) *Server {
+	t.Helper()
+	s := Start(t, append([]string{fmt.Sprint("--server-id=", 2+rand.IntN(1<<30)), "--relay-log=relay", "--slave-net-timeout=5"}, args...)...)
+	file, position := primary.position()
+	primary.Exec("CREATE USER IF NOT EXISTS copy@'%' IDENTIFIED BY '"+Password+"'", "GRANT REPLICATION SLAVE ON *.* TO copy@'%'")
+	s.Exec(fmt.Sprintf("CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT=%d, MASTER_USER='copy', MASTER_PASSWORD='%s', "+
+		"MASTER_LOG_FILE='%s', MASTER_LOG_POS=%d, MASTER_CONNECT_RETRY=1", primary.port, Password, file, position), "START SLAVE")
+	return s
+}
+
+// position is the end of the binary log.
+func (s *Server) position() (file string, position int64) {
+	var ignored sql.RawBytes
+	rows, err := s.DB.Query("SHOW MASTER STATUS")
+	if err != nil {
+		s.fatal(err)
+	}
+	defer rows.Close()
+	if !rows.Next() {
+		s.fatal("the primary has no binary log")
+	}
+	if err := rows.Scan(&file, &position, &ignored, &ignored); err != nil {
+		s.fatal(err)
+	}
+	return file, position
+}
+
+// CatchUp waits until a replica has all that is on the primary now.
+func (s *Server) CatchUp(primary *Server) {
+	file, position := primary.position()
+	var n sql.NullInt64
+	if err := s.DB.QueryRow("SELECT MASTER_POS_WAIT(?, ?, ?)", file, position, int(patience/time.Second)).Scan(&n); err != nil || !n.Valid || n.Int64 < 0 {
+		s.fatal("the replica does not catch up: ", n, err)
+	}
+}
+
 // Close stops the server and removes its folder.
 func (s *Server) Close() {
 	if s.DB != nil {
