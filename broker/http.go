@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// httpServer answers /healthz, /readyz and /metrics.
+// httpServer answers /healthz, /readyz, /metrics and /v1/endpoints.
 type httpServer struct {
 	ln  net.Listener
 	srv *http.Server
@@ -28,12 +28,13 @@ func newHTTP(s *Server, address string) (*httpServer, error) {
 		_, _ = fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := s.engine.Healthy(); err != nil {
+		if err := s.ready(); err != nil {
 			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = fmt.Fprintln(w, "ready")
 	})
+	mux.HandleFunc("GET /v1/endpoints", s.endpoints)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.reg, promhttp.HandlerOpts{}))
 	return &httpServer{
 		ln: ln, end: make(chan struct{}),

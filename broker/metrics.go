@@ -174,7 +174,7 @@ func (m *metrics) collect(s *Server) {
 			ConstLabels: prometheus.Labels{"cache": name},
 		}, func() float64 { return float64(entries()) }))
 	}
-	m.reg.MustRegister(&storeCollector{s: s})
+	m.reg.MustRegister(&storeCollector{s: s}, &busCollector{s: s})
 }
 
 // storeCollector asks the store once for all of its figures.
@@ -185,15 +185,20 @@ func (c *storeCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
-	figure := func(kind prometheus.ValueType, name, help string, v float64, label ...string) {
+	figure := emitter("mqim_store_", ch)
+	c.s.storeFigures(figure)
+	figure(prometheus.GaugeValue, "retained_messages", "Retained messages.", float64(c.s.retained()))
+}
+
+// emitter emits figures whose names begin with prefix.
+func emitter(prefix string, ch chan<- prometheus.Metric) emit {
+	return func(kind prometheus.ValueType, name, help string, v float64, label ...string) {
 		var names, values []string
 		if len(label) > 0 {
 			names, values = label[:1], label[1:]
 		}
-		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("mqim_store_"+name, help, names, nil), kind, v, values...)
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(prefix+name, help, names, nil), kind, v, values...)
 	}
-	c.s.storeFigures(figure)
-	figure(prometheus.GaugeValue, "retained_messages", "Retained messages.", float64(c.s.retained()))
 }
 
 func pebbleFigures(st pebble.Metrics, emit emit) {

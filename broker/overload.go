@@ -139,8 +139,12 @@ func memoryInUse() uint64 {
 }
 
 // busy refuses a CONNECT while the server is overloaded. It returns nil where it is not, and for a client that goes on with
-// a stored session while messages are still taken.
+// a stored session while messages are still taken. A server that is being stopped takes nobody.
 func (s *Server) busy(cl *mqtt.Client, clean bool) error {
+	if s.leaving.Load() {
+		s.turnAway(cl, packets.ErrServerUnavailable, "the server is stopping")
+		return packets.ErrServerUnavailable
+	}
 	switch level := s.overload.Level(); {
 	case level < limit.RefuseSessions:
 		return nil
@@ -156,10 +160,11 @@ func (s *Server) busy(cl *mqtt.Client, clean bool) error {
 
 // turnAway answers CONNECT with a refusal that is about this node, and where else to go if there is a place.
 func (s *Server) turnAway(cl *mqtt.Client, code packets.Code, why string) {
-	if s.elsewhere != "" {
+	elsewhere := s.reference(cl.Net.Listener)
+	if elsewhere != "" {
 		code = packets.ErrUseAnotherServer
 	}
-	limit.Refuse(cl, code, why, s.elsewhere)
+	limit.Refuse(cl, code, why, elsewhere)
 }
 
 // refuseConnection serves a connection that the listener has no place for, as far as its CONNECT.

@@ -19,6 +19,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/mqim/mqim/broker/config"
+	"github.com/mqim/mqim/cluster"
 	"github.com/mqim/mqim/hooks/acl"
 	"github.com/mqim/mqim/hooks/auth"
 	imhook "github.com/mqim/mqim/hooks/im"
@@ -36,6 +37,7 @@ type Server struct {
 	level   *slog.LevelVar
 	metrics *metrics
 
+	bus                   *cluster.Bus // nil: there are no other nodes
 	store                 store.Store
 	storeFigures          func(emit)
 	failed                chan error    // what ends the server from inside
@@ -55,6 +57,7 @@ type Server struct {
 
 	clientUser map[string]string // client_user by listener; does not change
 	elsewhere  string            // node.server_reference; does not change
+	leaving    atomic.Bool       // the server is being stopped
 
 	started  time.Time
 	mostEver atomic.Int64 // clients at a time
@@ -102,8 +105,14 @@ func (s *Server) open() error {
 	if err := s.openStore(ids); err != nil {
 		return err
 	}
+	if err := s.openBus(); err != nil {
+		return err
+	}
 	ec := engineConfig(s.cfg)
 	ec.Metrics, ec.Log = s.metrics, s.log
+	if s.bus != nil {
+		ec.Bus, ec.Look = s.bus, s.cfg.Cluster.Look.D()
+	}
 	level := func() int { return s.overload.Level() }
 	s.commits = &watchedStore{Store: s.store, overload: level}
 	s.topicCommits = &watchedStore{Store: s.store, overload: level}
@@ -337,6 +346,9 @@ func (s *Server) connectionDone(t *transport.Conn, _ error) {
 
 // Start lets clients in.
 func (s *Server) Start() error {
+	if err := s.join(); err != nil {
+		return err
+	}
 	if err := s.mqtt.Serve(); err != nil {
 		return err
 	}
@@ -350,7 +362,7 @@ func (s *Server) Start() error {
 	}
 	if s.http != nil {
 		s.http.start()
-		s.log.Info("listening for HTTP", "address", s.http.address(), "paths", "/healthz /readyz /metrics")
+		s.log.Info("listening for HTTP", "address", s.http.address(), "paths", "/healthz /readyz /metrics /v1/endpoints")
 	}
 	s.logStore()
 	if s.cfg.Auth.Mode == "trust" {
@@ -382,8 +394,8 @@ func (s *Server) HTTPAddr() string {
 	return s.http.address()
 }
 
-// Close stops: no new connections; everything accepted is committed and answered; clients are told 0x8B; cursors are
-// written; the store is closed. ctx bounds it. A second Close returns what the first did.
+// Close stops: in a cluster the clients are handed over to other nodes; no new connections; everything accepted is
+// committed and answered; clients are told 0x8B; cursors are written; the store is closed. ctx bounds it. A second Close returns what the first did.
 func (s *Server) Close(ctx context.Context) error {
 	s.close.Do(func() { s.closed = s.shutdown(ctx) })
 	return s.closed
@@ -391,6 +403,7 @@ func (s *Server) Close(ctx context.Context) error {
 
 func (s *Server) shutdown(ctx context.Context) error {
 	var errs []error
+	s.leave(ctx)
 	close(s.settling)
 	s.settled.Wait()
 	var wg sync.WaitGroup
@@ -399,12 +412,7 @@ func (s *Server) shutdown(ctx context.Context) error {
 		wg.Go(func() {
 			l.Close(func(string) {
 				drained.Do(func() {
-					if err := s.engine.Drain(ctx); err != nil {
-						errs = append(errs, fmt.Errorf("not everything was committed: %w", err))
-					}
-					if err := s.topics.Drain(ctx); err != nil {
-						errs = append(errs, fmt.Errorf("not everything on ordinary topics was committed: %w", err))
-					}
+					errs = append(errs, s.drain(ctx))
 					s.disconnectAll()
 				})
 			})
@@ -421,10 +429,24 @@ func (s *Server) shutdown(ctx context.Context) error {
 		errs = append(errs, s.engine.Close(ctx))
 	}
 	s.overload.Close()
+	if s.bus != nil {
+		s.bus.Close()
+	}
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// drain waits until everything that was accepted before is committed and answered.
+func (s *Server) drain(ctx context.Context) error {
+	if err := s.engine.Drain(ctx); err != nil {
+		return fmt.Errorf("not everything was committed: %w", err)
+	}
+	if err := s.topics.Drain(ctx); err != nil {
+		return fmt.Errorf("not everything on ordinary topics was committed: %w", err)
+	}
+	return nil
 }
 
 func (s *Server) disconnectAll() {

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mqim/mqim/broker/config"
+	"github.com/mqim/mqim/im"
 	"github.com/mqim/mqim/store"
 	"github.com/mqim/mqim/store/mysql"
 	"github.com/mqim/mqim/store/pebble"
@@ -31,7 +32,8 @@ func (s *Server) openStore(ids store.IDs) error {
 	return nil
 }
 
-// openMySQL has the database to itself: without a cluster two servers would know nothing of each other's clients.
+// openMySQL shares the database with the other nodes of a cluster. Without one it has it to itself: two servers would know
+// nothing of each other's clients.
 func (s *Server) openMySQL(ids store.IDs) error {
 	name := fmt.Sprintf("node %s, process %d", s.cfg.NodeName(), os.Getpid())
 	if host, err := os.Hostname(); err == nil {
@@ -43,9 +45,10 @@ func (s *Server) openMySQL(ids store.IDs) error {
 		replicas = append(replicas, string(dsn))
 	}
 	st, err := mysql.Open(context.Background(), mysql.Options{
-		DSN: string(m.DSN), Replicas: replicas, Connections: m.Connections, AllowUnsafe: m.AllowUnsafe, IDs: ids, Logger: s.log, Retention: retention(s.cfg),
-		MessageBytes: int(max(s.cfg.Limits.MessageBytes, s.cfg.Limits.CommandBytes)),
-		Exclusive:    true, Name: name, Taken: func(err error) { s.failed <- err },
+		DSN: string(m.DSN), Replicas: replicas, Connections: m.Connections, AllowUnsafe: m.AllowUnsafe, IDs: ids, Logger: s.log,
+		Retention: retention(s.cfg), MessageBytes: int(max(s.cfg.Limits.MessageBytes, s.cfg.Limits.CommandBytes)),
+		Exclusive: !s.cfg.Cluster.On(), Name: name, Taken: func(err error) { s.failed <- err },
+		Shared: s.cfg.Cluster.On(), NewIDs: func(n int) (store.IDs, error) { return im.NewSnowflakes(int64(n)) },
 	})
 	if err != nil {
 		return err
@@ -70,7 +73,11 @@ func retention(c *config.Config) store.Retention {
 func (s *Server) logStore() {
 	c := &s.cfg.Store
 	if st, ok := s.store.(*mysql.Store); ok {
-		s.log.Info("storing messages", "driver", c.Driver, "database", st.Place())
+		attrs := []any{"driver", c.Driver, "database", st.Place()}
+		if number, _ := st.Lease(); number >= 0 {
+			attrs = append(attrs, "number", number)
+		}
+		s.log.Info("storing messages", attrs...)
 		return
 	}
 	path := c.Pebble.Path
@@ -83,7 +90,7 @@ func (s *Server) logStore() {
 	}
 }
 
-// emit hands a figure of the store to /metrics; label is "" or a name and a value.
+// emit hands a figure to /metrics; label is "" or a name and a value.
 type emit func(kind prometheus.ValueType, name, help string, v float64, label ...string)
 
 func flag(b bool) float64 {

@@ -99,7 +99,7 @@ none.bad.yaml:1:12: listeners: found none, expected at least one such as {type: 
 	"secrets.bad.yaml": `
 secrets.bad.yaml:2:16: store.mysql.dsn: found a list, expected a text
 secrets.bad.yaml:2:39: store.mysql.replicas: found a text, expected a list
-secrets.bad.yaml:4:10: cluster.redis: found a text, expected a section with addresses, master, username, password, db, tls, prefix
+secrets.bad.yaml:4:10: cluster.redis: found a text, expected a section with addresses, master, username, password, db, tls, sentinel_username, sentinel_password, prefix
 secrets.bad.yaml:6:8: auth.jwt: found a text, expected a section with keys, jwks_url, jwks_refresh, jwks_cooldown, audience, issuer, user_claim, leeway`,
 	"syntax.bad.yaml": `
 syntax.bad.yaml:3:2: not valid YAML: did not find expected key`,

@@ -222,7 +222,11 @@ type Redis struct {
 	Password  Secret   `yaml:"password"`
 	DB        int      `yaml:"db"`
 	TLS       bool     `yaml:"tls"`
-	Prefix    string   `yaml:"prefix"` // of all names in Redis: clusters that share a server need different ones
+	// The Sentinels have users of their own.
+	SentinelUsername string `yaml:"sentinel_username"`
+	SentinelPassword Secret `yaml:"sentinel_password"`
+
+	Prefix string `yaml:"prefix"` // of all names in Redis: clusters that share a server need different ones
 }
 
 // Delivery is how messages go out to a device.
