@@ -170,14 +170,19 @@ func (b *Bus) Start(ctx context.Context) error {
 	defer timer.Stop()
 	up := time.NewTicker(5 * time.Millisecond)
 	defer up.Stop()
-	var last error
 	for {
 		select {
 		case err := <-b.wrong:
 			b.Close()
 			return err
-		case last = <-b.first:
-			return fmt.Errorf("%w: %w", bus.ErrDown, last)
+		case err := <-b.first:
+			select {
+			case wrong := <-b.wrong: // another lane knows better
+				b.Close()
+				return wrong
+			default:
+				return err
+			}
 		case <-up.C:
 			if b.Up() {
 				return nil

@@ -147,8 +147,8 @@ func (l *lane) run() {
 	defer l.b.wg.Done()
 	backoff := backoffLeast
 	for l.b.ctx.Err() == nil {
-		err := l.receive()
-		if l.fail(l.current(), err) {
+		connection := l.current()
+		if l.fail(connection, l.receive(connection)) {
 			backoff = backoffLeast
 		}
 		select {
@@ -208,9 +208,8 @@ var fallen = func() context.Context {
 var errMoved = errors.New("the slot has moved")
 
 // receive connects, and returns when the connection has failed.
-func (l *lane) receive() error {
+func (l *lane) receive(connection uint32) error {
 	ctx := l.b.ctx
-	connection := l.current()
 	client, err := l.server(ctx)
 	if err != nil {
 		return err
