@@ -44,6 +44,9 @@ func (p *peers) lookLoop() {
 		case <-t.C:
 		case <-p.again:
 			t.Stop()
+			if !p.bus.Up() {
+				continue
+			}
 			back = true
 			if !p.e.sleep(rand.N(min(wait, askFor))) { // not all nodes at the same moment
 				return

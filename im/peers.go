@@ -61,7 +61,7 @@ type peers struct {
 	heard atomic.Bool  // the bus is up
 	since atomic.Int64 // when one came or went, or the bus did, Unix nanoseconds: what was known of them before is void
 	asks  chan struct{}
-	again chan struct{} // the look is wanted now
+	again chan struct{} // the bus has come up or gone down: look again at when to look
 	out   hints
 
 	mu    sync.Mutex // guards what follows; innermost
@@ -96,7 +96,7 @@ func (p *peers) change() {
 		ids = append(ids, x.ID)
 	}
 	up := p.bus.Up()
-	back := up && !p.up
+	back, turned := up && !p.up, up != p.up
 	gone := slices.ContainsFunc(p.known, func(id string) bool { return !slices.Contains(ids, id) })
 	p.known, p.up = ids, up
 	p.heard.Store(up)
@@ -104,6 +104,8 @@ func (p *peers) change() {
 	p.mu.Unlock()
 	if back { // what was said meanwhile has not been heard
 		p.e.clearCaches()
+	}
+	if turned {
 		select {
 		case p.again <- struct{}{}:
 		default:
