@@ -252,7 +252,7 @@ func (s *session) Received(token uint64, release func()) {
 	}
 	o := store.Outbound{Client: s.client, Seq: token, ID: s.q.at(token).id, Received: true}
 	s.mu.Unlock()
-	s.h.journal.PutUrgent(&sendState{list: []store.Outbound{o}, done: func(err error) {
+	s.h.journal.PutUrgent(&sendState{s: s, list: []store.Outbound{o}, done: func(err error) {
 		if err != nil {
 			c.Disconnect(packets.ErrServerUnavailable)
 			return
@@ -274,7 +274,7 @@ func (s *session) reserve() {
 		}
 	}
 	c := s.conn
-	s.h.journal.PutUrgent(&sendState{list: list, done: func(err error) {
+	s.h.journal.PutUrgent(&sendState{s: s, list: list, done: func(err error) {
 		if err != nil {
 			c.Disconnect(packets.ErrServerUnavailable)
 			return
@@ -295,15 +295,19 @@ func (s *session) reserve() {
 
 // sendState has stored what is known of messages that were, or will be, sent.
 type sendState struct {
+	s    *session
 	list []store.Outbound
 	lazy bool
 	done func(error)
 }
 
-func (x *sendState) Add(b *store.Batch) { b.Outbound = append(b.Outbound, x.list...) }
-func (x *sendState) Size() int          { return 128 + 48*len(x.list) }
-func (x *sendState) Must() bool         { return true }
-func (x *sendState) Lazy() bool         { return x.lazy }
+func (x *sendState) Add(b *store.Batch) {
+	link.AddFence(b, x.s.client, x.s.epoch)
+	b.Outbound = append(b.Outbound, x.list...)
+}
+func (x *sendState) Size() int  { return 128 + 48*len(x.list) }
+func (x *sendState) Must() bool { return true }
+func (x *sendState) Lazy() bool { return x.lazy }
 func (x *sendState) Done(err error) {
 	if x.done != nil {
 		x.done(err)
@@ -326,7 +330,7 @@ func (s *session) leaveQueue(c *link.Conn) {
 			list = append(list, store.Outbound{Client: s.client, Seq: t, Done: true})
 		}
 	}
-	s.h.journal.PutUrgent(&sendState{list: list, lazy: true})
+	s.h.journal.PutUrgent(&sendState{s: s, list: list, lazy: true})
 	s.h.journal.PutUrgent(&saveAcked{list: []*session{s}, last: true})
 }
 
@@ -379,6 +383,7 @@ func (x *saveAcked) Add(b *store.Batch) {
 		stale := s.dead && !x.last // the client may have begun a new one
 		s.saved = s.acked.Load()
 		if !stale {
+			link.AddFence(b, s.client, s.epoch)
 			b.Passed = append(b.Passed, store.Passed{Client: s.client, Seq: s.saved})
 		}
 		s.mu.Unlock()

@@ -37,6 +37,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 	"golang.org/x/time/rate"
 
+	"github.com/mqim/mqim/bus"
 	imhook "github.com/mqim/mqim/hooks/im"
 	"github.com/mqim/mqim/hooks/link"
 	"github.com/mqim/mqim/store"
@@ -53,9 +54,15 @@ type Options struct {
 	// Of sessions that end with their connection:
 	QueueMessages int // messages that wait for room; default 10,000
 	QueueBytes    int // their size; default 4 MiB. Also what is sent and not acknowledged in a durable session
-	// RefuseWhenFull refuses a message at QoS 1 or 2 that one of its subscribers has no room for; otherwise the oldest of
-	// what waits is dropped.
+	// RefuseWhenFull refuses a message at QoS 1 or 2 that one of its subscribers on this node has no room for; otherwise the
+	// oldest of what waits is dropped, as it is on other nodes in any case.
 	RefuseWhenFull bool
+
+	// Bus is to the other nodes, which share Store; nil: there are none. It is started after the hook was made, and when the
+	// server serves Ready says when other nodes' subscribers are known. Subscriptions that the program which embeds the server
+	// has made, and $SYS, stay within the node.
+	Bus  bus.Bus
+	Look time.Duration // how often the store is asked for what no other node has told of; default 30 s
 
 	// System is the tree under $SYS, which PublishSystem publishes; nil leaves it to mochi.
 	System []SystemTopic
@@ -79,20 +86,21 @@ func (noMetrics) Dropped(string)     {}
 
 // The reasons to drop a message, as they are counted.
 const (
-	dropNoRoom      = "topic_qos0_no_room"    // QoS 0, and the subscriber does not read fast enough
-	dropOffline     = "topic_qos0_offline"    // QoS 0, and the subscriber has a session but no connection
-	dropMessages    = "topic_queue_messages"  // the session's queue is full
-	dropBytes       = "topic_queue_bytes"     // the session's queue is full
-	dropExpired     = "topic_expired"         // Message Expiry Interval passed while it waited
-	dropTooLarge    = "topic_too_large"       // larger than the subscriber's Maximum Packet Size
-	dropEnded       = "topic_session_ended"   // the session was over before it was delivered
-	dropRefused     = "topic_queue_refused"   // a subscriber's queue is full, and the publisher was told so
-	dropUnavailable = "topic_unavailable"     // the store cannot commit now
-	dropDenied      = "topic_denied"          // the publisher may not publish there
-	dropInvalid     = "topic_invalid"         // not a topic to publish to
-	dropRetained    = "topic_retained_full"   // no room for one more retained message
-	dropWill        = "topic_will_denied"     // the rules have changed since the client connected
-	dropRejected    = "topic_outside_session" // from a client that hooks/im has not claimed
+	dropNoRoom      = "topic_qos0_no_room"        // QoS 0, and the subscriber does not read fast enough
+	dropOffline     = "topic_qos0_offline"        // QoS 0, and the subscriber has a session but no connection
+	dropMessages    = "topic_queue_messages"      // the session's queue is full
+	dropBytes       = "topic_queue_bytes"         // the session's queue is full
+	dropExpired     = "topic_expired"             // Message Expiry Interval passed while it waited
+	dropTooLarge    = "topic_too_large"           // larger than the subscriber's Maximum Packet Size
+	dropEnded       = "topic_session_ended"       // the session was over before it was delivered
+	dropRefused     = "topic_queue_refused"       // a subscriber's queue is full, and the publisher was told so
+	dropUnavailable = "topic_unavailable"         // the store cannot commit now
+	dropDenied      = "topic_denied"              // the publisher may not publish there
+	dropInvalid     = "topic_invalid"             // not a topic to publish to
+	dropRetained    = "topic_retained_full"       // no room for one more retained message
+	dropWill        = "topic_will_denied"         // the rules have changed since the client connected
+	dropRejected    = "topic_outside_session"     // from a client that hooks/im has not claimed
+	dropUnreachable = "topic_cluster_unreachable" // for subscribers on another node, whose sessions are not stored
 )
 
 // Hook is the hook. Its methods may be called concurrently.
@@ -105,8 +113,12 @@ type Hook struct {
 	store     store.Store
 	journal   *link.Journal
 	doneKicks kicks // the journal's
-	index     index
+	index     index // sessions that end with their connection
+	durables  index // with a cluster: connected sessions that are stored
 	routes    routes
+	arriving  routes // of what comes from other nodes; the version is that of routes
+	matches   matches
+	cluster   *cluster // nil: there are no other nodes
 	cursors   cursors
 	loading   chan struct{} // bounds the pages that loaders hold in memory
 	stamps    atomic.Uint64 // the next kicks.stamp
@@ -135,6 +147,9 @@ func New(server *mqtt.Server, o Options) *Hook {
 	}
 	def(&o.QueueMessages, 10_000)
 	def(&o.QueueBytes, 4<<20)
+	if o.Look == 0 {
+		o.Look = 30 * time.Second
+	}
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
@@ -155,6 +170,12 @@ func New(server *mqtt.Server, o Options) *Hook {
 	o.Registry.Handle(h)
 	o.Registry.Journal(h.journal)
 	o.Registry.BeforeRelease(h.release)
+	o.Registry.OnRenew(h.renewed)
+	if o.Bus != nil {
+		h.cluster = newCluster(h, o.Bus)
+		h.index.counted, h.durables.counted = h.cluster.counted, h.cluster.counted
+		o.Registry.OnYield(h.yield)
+	}
 	return h
 }
 
@@ -173,7 +194,13 @@ func (h *Hook) Provides(b byte) bool {
 }
 
 // OnStarted looks for the wills that an earlier run has left.
-func (h *Hook) OnStarted() { h.findWills() }
+func (h *Hook) OnStarted() {
+	h.findWills()
+	if c := h.cluster; c != nil {
+		h.spawn(c.run)
+		h.spawn(c.lookLoop)
+	}
+}
 
 // spawn runs f on a goroutine that Stop waits for. It reports whether it did.
 func (h *Hook) spawn(f func()) bool {
@@ -193,12 +220,16 @@ func (h *Hook) Drain(ctx context.Context) error { return h.journal.Flush(ctx) }
 // A second call does nothing.
 func (h *Hook) Stop() error {
 	h.mu.Lock()
+	if !h.stopped && h.cluster != nil {
+		close(h.cluster.quit)
+	}
 	h.stopped = true
 	for _, w := range h.wills {
 		w.timer.Stop()
 	}
 	clear(h.wills)
 	h.mu.Unlock()
+	h.opt.Registry.Close()
 	h.running.Wait()
 	h.cursors.stop()
 	h.journal.Close()
@@ -259,7 +290,7 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 		h.server.Clients.Delete(cl.ID)
 	}
 	c := x.c
-	s := &session{h: h, client: cl.ID, durable: c.Session.Durable(), will: x.will != nil, q: ring{base: 1, next: 1}}
+	s := &session{h: h, client: cl.ID, durable: c.Session.Durable(), epoch: c.Epoch(), will: x.will != nil, q: ring{base: 1, next: 1}}
 	h.mu.Lock()
 	h.sessions[cl.ID] = s
 	h.mu.Unlock()
@@ -267,14 +298,16 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	resumed := c.Session.Resumed
 	err := x.keepWill(resumed)
 	if err == nil && resumed {
-		h.inherit(cl, c.Session.Stored)
+		if first := h.inherit(cl, s, c.Session.Stored); first {
+			h.cluster.wait() // who publishes on another node tells of what comes after the head that restore reads
+		}
 		err = s.restore(c)
 	}
 	if err != nil {
 		h.log.Warn("a session cannot be resumed", "client", cl.ID, "error", err)
 		imhook.Refuse(cl, packets.ErrServerUnavailable, 0x03, "the store cannot be used now")
 		if x.will != nil {
-			h.removeWill(cl.ID)
+			h.removeWill(cl.ID, c.Epoch())
 			x.will = nil
 		}
 		cl.Stop(err)
@@ -283,8 +316,8 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 }
 
 // inherit lets mochi find a client with the session's subscriptions, for the new one to take over. Those that the rules
-// do not allow any more end here.
-func (h *Hook) inherit(cl *mqtt.Client, stored []store.Subscription) {
+// do not allow any more end here. It reports whether other nodes are to be told of a filter.
+func (h *Hook) inherit(cl *mqtt.Client, s *session, stored []store.Subscription) (first bool) {
 	old := h.server.NewClient(nil, cl.Net.Listener, cl.ID, false)
 	old.Properties.ProtocolVersion, old.Properties.Clean = cl.Properties.ProtocolVersion, false
 	var gone []store.Subscription
@@ -295,10 +328,31 @@ func (h *Hook) inherit(cl *mqtt.Client, stored []store.Subscription) {
 			gone = append(gone, stored[i])
 		default:
 			old.State.Subscriptions.Add(sub.Filter, sub)
+			first = h.note(s, &sub) || first
 		}
 	}
 	h.forget(cl, gone)
 	h.server.Clients.Add(old)
+	return first
+}
+
+// note notes what a connected session subscribes to. It reports whether other nodes are to be told of the filter.
+func (h *Hook) note(s *session, sub *packets.Subscription) (first bool) {
+	switch {
+	case !s.durable:
+		return h.index.add(s, sub)
+	case h.cluster != nil:
+		return h.durables.add(s, sub)
+	}
+	return false
+}
+
+// noted is the index that a session is in.
+func (h *Hook) noted(s *session) *index {
+	if s.durable {
+		return &h.durables
+	}
+	return &h.index
 }
 
 // OnSessionEstablished begins delivery: CONNACK is on its way.
@@ -338,10 +392,12 @@ func (x *client) end(err error, expire bool) {
 	x.ended = true
 	h := x.h
 	x.kicks.flush(h)
-	if err != nil && x.will != nil {
-		h.leaveWill(x.will, x.willDelay(expire))
-	} else if x.will != nil {
-		h.removeWill(x.c.Client.ID)
+	switch {
+	case x.will == nil || x.c.Lost(): // whoever has the client has its will
+	case err != nil:
+		h.leaveWill(x.will, x.c.Epoch(), x.willDelay(expire))
+	default:
+		h.removeWill(x.c.Client.ID, x.c.Epoch())
 	}
 	x.letGo()
 }
@@ -369,7 +425,7 @@ func (h *Hook) release(c *link.Conn, _ bool) {
 func (x *client) letGo() {
 	h, s, cl := x.h, x.s, x.c.Client
 	s.end()
-	h.index.leave(s)
+	h.noted(s).leave(s)
 	h.mu.Lock()
 	mine := h.sessions[s.client] == s
 	if mine {

@@ -13,14 +13,18 @@ import (
 // mochi has a trie of its own for that, which overlooks that a/+/# matches a/b, lets wildcards of shared subscriptions
 // match $SYS, copies every map that it passes, and merges what a client subscribes to before No Local is looked at.
 type index struct {
+	// counted, which may be nil, is told of each subscription that has come (+1) or gone (-1), with mu held. It reports
+	// whether it is the first with its filter.
+	counted func(s *session, filter string, n int) (first bool)
+
 	mu  sync.RWMutex
-	top level
+	top level[subscription]
 }
 
 // level is what begins with the same levels of a filter.
-type level struct {
-	below map[string]*level
-	subs  map[*subscription]struct{}
+type level[T any] struct {
+	below map[string]*level[T]
+	subs  map[*T]struct{}
 }
 
 type subscription struct {
@@ -28,40 +32,46 @@ type subscription struct {
 	target target
 }
 
-// add notes a subscription, in the place of one with the same filter.
-func (x *index) add(s *session, sub *packets.Subscription) {
+// add notes a subscription, in the place of one with the same filter. It reports what counted does.
+func (x *index) add(s *session, sub *packets.Subscription) (first bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if s.left {
-		return
+		return false
 	}
 	if s.filters == nil {
 		s.filters = map[string]*subscription{}
 	}
 	if old := s.filters[sub.Filter]; old != nil {
 		old.target = makeTarget(s, sub)
-		return
+		return false
 	}
 	own := &subscription{filter: sub.Filter, target: makeTarget(s, sub)}
 	s.filters[sub.Filter] = own
 	_, rest := store.SplitShared(sub.Filter)
-	at := &x.top
+	x.top.insert(own, rest)
+	return x.counted != nil && x.counted(s, sub.Filter, 1)
+}
+
+// insert puts something at a path below l.
+func (l *level[T]) insert(what *T, path string) {
+	at := l
 	for more := true; more; {
 		var name string
-		name, rest, more = strings.Cut(rest, "/")
+		name, path, more = strings.Cut(path, "/")
 		next := at.below[name]
 		if next == nil {
-			if next = new(level); at.below == nil {
-				at.below = map[string]*level{}
+			if next = new(level[T]); at.below == nil {
+				at.below = map[string]*level[T]{}
 			}
 			at.below[strings.Clone(name)] = next // what else is in the packet is not to be kept
 		}
 		at = next
 	}
 	if at.subs == nil {
-		at.subs = map[*subscription]struct{}{}
+		at.subs = map[*T]struct{}{}
 	}
-	at.subs[own] = struct{}{}
+	at.subs[what] = struct{}{}
 }
 
 // remove forgets a subscription.
@@ -70,8 +80,7 @@ func (x *index) remove(s *session, filter string) {
 	defer x.mu.Unlock()
 	if own := s.filters[filter]; own != nil {
 		delete(s.filters, filter)
-		_, rest := store.SplitShared(filter)
-		x.top.remove(own, rest)
+		x.forget(s, own)
 	}
 }
 
@@ -79,24 +88,31 @@ func (x *index) remove(s *session, filter string) {
 func (x *index) leave(s *session) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for filter, own := range s.filters {
-		_, rest := store.SplitShared(filter)
-		x.top.remove(own, rest)
+	for _, own := range s.filters {
+		x.forget(s, own)
 	}
 	s.filters, s.left = nil, true
 }
 
+func (x *index) forget(s *session, own *subscription) {
+	_, rest := store.SplitShared(own.filter)
+	x.top.remove(own, rest)
+	if x.counted != nil {
+		x.counted(s, own.filter, -1)
+	}
+}
+
 // remove removes what is at a path below l, and levels that nothing is left of.
-func (l *level) remove(who *subscription, path string) {
+func (l *level[T]) remove(what *T, path string) {
 	name, rest, more := strings.Cut(path, "/")
 	next := l.below[name]
 	if next == nil {
 		return
 	}
 	if more {
-		next.remove(who, rest)
+		next.remove(what, rest)
 	} else {
-		delete(next.subs, who)
+		delete(next.subs, what)
 	}
 	if len(next.subs)+len(next.below) == 0 {
 		delete(l.below, name)
@@ -107,11 +123,11 @@ func (l *level) remove(who *subscription, path string) {
 func (x *index) match(topic string, f func(filter string, t target)) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	x.top.match(topic, strings.HasPrefix(topic, "$"), f)
+	x.top.match(topic, strings.HasPrefix(topic, "$"), func(s *subscription) { f(s.filter, s.target) })
 }
 
 // match goes on with what is left of the topic. plain says that wildcards do not match its next level.
-func (l *level) match(topic string, plain bool, f func(filter string, t target)) {
+func (l *level[T]) match(topic string, plain bool, f func(*T)) {
 	name, rest, more := strings.Cut(topic, "/")
 	names := []string{name, "+"}
 	if plain { // [MQTT-4.7.2-1]
@@ -132,10 +148,10 @@ func (l *level) match(topic string, plain bool, f func(filter string, t target))
 	}
 }
 
-func (l *level) each(f func(filter string, t target)) {
+func (l *level[T]) each(f func(*T)) {
 	if l != nil {
-		for sub := range l.subs {
-			f(sub.filter, sub.target)
+		for what := range l.subs {
+			f(what)
 		}
 	}
 }

@@ -137,6 +137,7 @@ type delivery struct {
 	ticket  uint64
 	inbound *store.Inbound // QoS 2 of a durable session: noted with the message
 	will    *store.Will    // that it is, to be forgotten with it
+	epoch   uint64         // of the connection that has left the will
 	late    bool           // the client may have another will by now
 	rec     store.Publish
 }
@@ -160,7 +161,7 @@ func (d *delivery) start(last **route, k *kicks) (no refusal) {
 		}
 	}
 	d.each(func(t *target) {
-		if t.s == nil && min(t.qos, o.QoS) > 0 {
+		if t.s == nil && t.client != "" && min(t.qos, o.QoS) > 0 {
 			keep = true
 			d.rec.Queues = append(d.rec.Queues, store.QueueRef{
 				Client: t.client, QoS: t.qos, Options: queueOptions(o.retain && t.retain, t.ids),
@@ -191,7 +192,7 @@ func (d *delivery) accept() {
 		return
 	}
 	code := packets.CodeSuccess.Code
-	if r := d.r; d.o.QoS == 1 && len(r.targets)+len(r.durable)+len(r.groups)+len(r.inline) == 0 {
+	if r := d.r; d.o.QoS == 1 && len(r.targets)+len(r.durable)+len(r.groups)+len(r.inline)+len(r.remote) == 0 {
 		code = packets.CodeNoMatchingSubscribers.Code // MQTT 5, 3.4.2.1
 	}
 	d.x.c.Answer(d.ticket, code, "")
@@ -251,11 +252,14 @@ func (d *delivery) Add(b *store.Batch) {
 		}
 	}
 	if d.rec.Retain || len(d.rec.Queues) > 0 || d.inbound != nil {
-		d.rec.Inbound = d.inbound
+		if d.rec.Inbound = d.inbound; d.inbound != nil {
+			link.AddFence(b, d.inbound.Client, d.x.c.Epoch())
+		}
 		b.Publishes = append(b.Publishes, &d.rec)
 	}
 	if d.will != nil {
 		if s := d.h.live(d.will.Client); !d.late || s == nil || !s.will {
+			link.AddFence(b, d.will.Client, d.epoch)
 			b.Wills = append(b.Wills, store.Will{Client: d.will.Client, Remove: true})
 		}
 	}
@@ -314,6 +318,9 @@ func (d *delivery) deliver(k *kicks) {
 	d.each(func(t *target) {
 		s := t.s
 		if s == nil {
+			if t.client == "" {
+				return // another node chooses
+			}
 			s = h.live(t.client)
 			if min(t.qos, o.QoS) > 0 {
 				ref := &d.rec.Queues[queued]
@@ -327,7 +334,9 @@ func (d *delivery) deliver(k *kicks) {
 				return
 			}
 			if s == nil {
-				h.drop(dropOffline, t.client)
+				if t.node == "" && !d.r.durableElsewhere() {
+					h.drop(dropOffline, t.client)
+				}
 				return
 			}
 		}
@@ -341,6 +350,9 @@ func (d *delivery) deliver(k *kicks) {
 	})
 	if sent > 0 {
 		h.metrics.TopicDelivered(sent)
+	}
+	if h.cluster != nil {
+		h.cluster.forward(d)
 	}
 	if len(d.r.inline) > 0 {
 		d.inline()

@@ -1,7 +1,7 @@
 package topics
 
 import (
-	"context"
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,11 +24,15 @@ type route struct {
 	durable []target // sessions in the store, connected or not
 	groups  []*group
 	inline  map[int]mqtt.InlineSubscription
+
+	remote     []elsewhere // nodes that want it
+	atMostOnce bool        // some of durable subscribe at QoS 0
 }
 
 // target is one subscriber's merged subscription.
 type target struct {
-	client  string
+	client  string   // "": whoever node chooses, of a shared subscription
+	node    string   // of a shared subscription: another node, that it is connected to
 	group   *group   // of a shared subscription; nil: it is none
 	s       *session // nil: the session is in the store, and live tells whether it is connected
 	ids     string   // encoded subscription identifiers
@@ -39,6 +43,7 @@ type target struct {
 
 // group is a shared subscription: each message goes to one of its members.
 type group struct {
+	filter  string
 	members []target // in the order of their client ids
 	turn    *atomic.Uint32
 }
@@ -59,6 +64,8 @@ type routes struct {
 const (
 	maxRouted = 1 << 16
 	maxTurns  = 1 << 12
+	// maxMembers is for how many a node counts in a shared subscription, at most.
+	maxMembers = 1 << 10
 )
 
 // turn returns the turn of a shared subscription, by its filter with the group's name.
@@ -98,6 +105,13 @@ func (h *Hook) route(topic string, last *route) (*route, error) {
 		return nil, err
 	}
 	r.version = version // what changed since may be in it or not; the next publish looks again
+	rs.keep(r)
+	return r, nil
+}
+
+// keep remembers a route.
+func (rs *routes) keep(r *route) {
+	version := r.version
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	weight := 1 + len(r.targets) + len(r.durable)
@@ -107,49 +121,143 @@ func (h *Hook) route(topic string, last *route) (*route, error) {
 	if rs.m == nil || rs.current != version || rs.routed+weight > maxRouted {
 		rs.m, rs.routed, rs.current = map[string]*route{}, 0, version
 	}
-	rs.m[topic] = r
+	rs.m[r.topic] = r
 	rs.routed += weight
-	return r, nil
+}
+
+// localRoute is the route of what was published on another node: those who are connected here, but for stored sessions'
+// shared subscriptions, since whoever publishes chooses among those.
+func (h *Hook) localRoute(topic string) *route {
+	version := h.routes.version.Load()
+	rs := &h.arriving
+	rs.mu.RLock()
+	r := rs.m[topic]
+	rs.mu.RUnlock()
+	if r != nil && r.version == version {
+		return r
+	}
+	w := newResolver(h, topic)
+	h.index.match(topic, func(filter string, t target) { w.add(&w.r.targets, filter, t) })
+	clear(w.at)
+	h.durables.match(topic, func(filter string, t target) {
+		if group, _ := store.SplitShared(filter); group == "" {
+			w.add(&w.r.durable, filter, t)
+		}
+	})
+	w.sort()
+	w.r.version = version
+	rs.keep(w.r)
+	return w.r
+}
+
+// durableElsewhere reports whether stored sessions that are connected to other nodes want the topic.
+func (r *route) durableElsewhere() bool {
+	for i := range r.remote {
+		if r.remote[i].wants&wantDurable != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// resolver makes a route.
+type resolver struct {
+	h      *Hook
+	r      *route
+	groups map[string]*group // by filter, the group's name included
+	at     map[string]int    // where a client is in its list
+}
+
+func newResolver(h *Hook, topic string) *resolver {
+	return &resolver{h: h, r: &route{topic: topic}, groups: map[string]*group{}, at: map[string]int{}}
+}
+
+func (w *resolver) add(list *[]target, filter string, t target) {
+	if shared, _ := store.SplitShared(filter); shared != "" {
+		w.member(filter, t, 1)
+	} else if i, seen := w.at[t.client]; seen {
+		(*list)[i].merge(&t)
+	} else {
+		w.at[t.client] = len(*list)
+		*list = append(*list, t)
+	}
+}
+
+// member adds somebody to a group, for so many.
+func (w *resolver) member(filter string, t target, n uint64) {
+	g := w.groups[filter]
+	if g == nil {
+		g = &group{filter: filter, turn: w.h.routes.turn(filter)}
+		w.groups[filter] = g
+		w.r.groups = append(w.r.groups, g)
+	}
+	t.group = g
+	for range n {
+		g.members = append(g.members, t)
+	}
+}
+
+func (w *resolver) sort() {
+	for _, g := range w.r.groups {
+		slices.SortFunc(g.members, func(a, b target) int {
+			return cmp.Or(strings.Compare(a.client, b.client), strings.Compare(a.node, b.node))
+		})
+	}
+}
+
+// remote adds what other nodes want. It returns where the members of groups are connected whose sessions are stored.
+func (w *resolver) remote(c *cluster, topic string) (where map[string]string) {
+	if c == nil || system(topic) {
+		return nil
+	}
+	at := map[string]int{}
+	c.match(topic, func(x *remote) {
+		switch x.kind {
+		case keyPlain:
+			i, seen := at[x.peer.id]
+			if !seen {
+				i = len(w.r.remote)
+				at[x.peer.id] = i
+				w.r.remote = append(w.r.remote, elsewhere{id: x.peer.id})
+			}
+			w.r.remote[i].wants |= x.value
+		case keyShared:
+			w.member(x.filter, target{node: x.peer.id, qos: 2}, min(x.value, maxMembers))
+		case keyMember:
+			if where == nil {
+				where = map[string]string{}
+			}
+			where[x.filter+"\x00"+x.client] = x.peer.id
+		}
+	})
+	return where
 }
 
 // resolve asks who has subscribed: the index, the store and, for the program that embeds the server, mochi.
 func (h *Hook) resolve(topic string) (*route, error) {
-	stored, err := h.store.Match(context.Background(), topic)
+	stored, err := h.stored(topic)
 	if err != nil {
 		return nil, fmt.Errorf("who has subscribed to the topic: %w", err)
 	}
-	r := &route{topic: topic}
-	groups := map[string]*group{} // by filter, the group's name included
-	at := map[string]int{}        // where a client is in its list
-	add := func(list *[]target, filter string, t target) {
-		if shared, _ := store.SplitShared(filter); shared != "" {
-			g := groups[filter]
-			if g == nil {
-				g = &group{turn: h.routes.turn(filter)}
-				groups[filter] = g
-				r.groups = append(r.groups, g)
-			}
-			t.group = g
-			g.members = append(g.members, t)
-		} else if i, seen := at[t.client]; seen {
-			(*list)[i].merge(&t)
-		} else {
-			at[t.client] = len(*list)
-			*list = append(*list, t)
-		}
-	}
-	h.index.match(topic, func(filter string, t target) { add(&r.targets, filter, t) })
-	clear(at)
+	w := newResolver(h, topic)
+	r := w.r
+	h.index.match(topic, func(filter string, t target) { w.add(&r.targets, filter, t) })
+	clear(w.at)
+	where := w.remote(h.cluster, topic)
 	for i := range stored {
 		if sub, ok := decodeSubscription(&stored[i]); ok {
 			t := makeTarget(nil, &sub)
 			t.client = stored[i].Client
-			add(&r.durable, sub.Filter, t)
+			if where != nil {
+				t.node = where[sub.Filter+"\x00"+t.client]
+			}
+			w.add(&r.durable, sub.Filter, t)
 		}
 	}
-	for _, g := range r.groups {
-		slices.SortFunc(g.members, func(a, b target) int { return strings.Compare(a.client, b.client) })
+	for i := range r.durable {
+		r.atMostOnce = r.atMostOnce || r.durable[i].qos == 0
 	}
+	w.sort()
 	if h.server.Options.InlineClient {
 		r.inline = h.inlineSubscriptions(topic)
 	}
@@ -210,7 +318,16 @@ func (g *group) pick(h *Hook) *target {
 func (h *Hook) fit(t *target) fitness {
 	s := t.s
 	if s == nil {
-		if s = h.live(t.client); s == nil {
+		if t.client != "" {
+			s = h.live(t.client)
+		}
+		switch {
+		case s != nil:
+		case t.node != "" && h.cluster.bus.Up():
+			return ready // as far as is known here
+		case t.client == "":
+			return none
+		default:
 			return offline
 		}
 	}

@@ -19,6 +19,7 @@ type session struct {
 	client  string
 	durable bool          // its queue is in the store, and a token of q is a seq there
 	will    bool          // its client has left a will
+	epoch   uint64        // of the connection's store.Claim; 0: none was made
 	acked   atomic.Uint64 // durable: every seq up to it is acknowledged
 
 	mu       sync.Mutex

@@ -77,13 +77,20 @@ func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 			}
 		}
 	}
+	first := false
 	for i := range pk.Filters {
-		if i < len(codes) && codes[i] < packets.ErrUnspecifiedError.Code && !x.s.durable {
-			h.index.add(x.s, &pk.Filters[i])
+		if i < len(codes) && codes[i] < packets.ErrUnspecifiedError.Code {
+			first = h.note(x.s, &pk.Filters[i]) || first
 		}
 		h.forgo(cl, pk.Filters[i].Filter)
 	}
+	if x.s.durable {
+		h.restored(keep, false)
+	}
 	h.routes.changed()
+	if h.cluster != nil && (first || x.s.durable && len(keep) > 0) {
+		h.cluster.wait() // what is published anywhere after SUBACK is delivered
+	}
 	for i := range x.asked {
 		for j, f := range pk.Filters {
 			if j < len(codes) && f.Filter == x.asked[i].sub.Filter {
@@ -122,14 +129,46 @@ func (h *Hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet 
 		h.log.Warn("a subscription cannot be removed", "client", cl.ID, "error", err)
 		x.c.Disconnect(packets.ErrServerUnavailable) // it is the client's to ask again
 	}
+	if x.s.durable {
+		h.restored(gone, true)
+	}
 	return pk
+}
+
+// restored is called when stored subscriptions have changed. With wait it returns when the other nodes know.
+func (h *Hook) restored(subs []store.Subscription, wait bool) {
+	names := make([]string, len(subs))
+	for i := range subs {
+		names[i] = subs[i].Filter
+		h.matches.changed(names[i])
+	}
+	if h.cluster == nil || len(subs) == 0 {
+		return
+	}
+	h.cluster.happened(keyStored, names...)
+	if wait {
+		h.cluster.wait()
+	}
+}
+
+// renewed is called when a client's stored session is over.
+func (h *Hook) renewed(client string, wait bool) {
+	h.matches.ended(client)
+	h.routes.changed()
+	if h.cluster == nil {
+		return
+	}
+	h.cluster.happened(keyEnded, client)
+	if wait {
+		h.cluster.wait()
+	}
 }
 
 // OnUnsubscribed is called when the trie has changed.
 func (h *Hook) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
 	if x := clientOf(cl); x != nil && x.s != nil {
 		for i := range pk.Filters {
-			h.index.remove(x.s, pk.Filters[i].Filter)
+			h.noted(x.s).remove(x.s, pk.Filters[i].Filter)
 		}
 	}
 	h.routes.changed()
@@ -138,7 +177,7 @@ func (h *Hook) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
 // unsubscribe ends a subscription, but for what is stored of it.
 func (h *Hook) unsubscribe(cl *mqtt.Client, filter string) bool {
 	if x := clientOf(cl); x != nil && x.s != nil {
-		h.index.remove(x.s, filter)
+		h.noted(x.s).remove(x.s, filter)
 	}
 	_, ok := cl.State.Subscriptions.Get(filter)
 	cl.State.Subscriptions.Delete(filter)
@@ -199,6 +238,7 @@ func (h *Hook) recheckPages() {
 	after := ""
 	for {
 		_ = h.journal.Flush(context.Background()) // one page at a time
+		h.restored([]store.Subscription{{Filter: everyFilter}}, false)
 		h.routes.changed()
 		list, err := h.store.Sessions(context.Background(), after, sessionsPage)
 		if err != nil {
@@ -243,6 +283,7 @@ func (h *Hook) forget(cl *mqtt.Client, gone []store.Subscription) {
 		if err := x.c.Remember(gone, true); err != nil {
 			h.log.Error("subscriptions that are not allowed any more cannot be removed", "client", cl.ID, "error", err)
 		}
+		h.restored(gone, false)
 	}
 }
 

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	imhook "github.com/mqim/mqim/hooks/im"
+	"github.com/mqim/mqim/hooks/link"
 	"github.com/mqim/mqim/store"
 )
 
@@ -51,48 +53,128 @@ func (x *client) takeWill(pk *packets.Packet) error {
 // keepWill has the will stored before CONNACK, and what an earlier connection has left given up [MQTT-3.1.3-9]: or, where
 // its time has come or the session that it was of is over, published.
 func (x *client) keepWill(present bool) error {
-	h := x.h
+	h, client := x.h, x.c.Client.ID
 	h.findWills()
 	<-h.found
-	h.mu.Lock()
-	old := h.wills[x.c.Client.ID]
-	h.mu.Unlock()
-	switch {
-	case old == nil:
-	case present && old.w.Due > milliseconds():
-		if old.take(false) && x.will == nil {
-			h.removeWill(x.c.Client.ID)
+	if !h.settleWill(client, present, x.will == nil) {
+		if err := x.settleStored(present); err != nil {
+			return err
 		}
-	default:
-		old.fire()
 	}
 	if x.will == nil {
 		return nil
 	}
-	return h.journal.Do(context.Background(), func(b *store.Batch) { b.Wills = append(b.Wills, *x.will) })
+	return h.journal.Do(context.Background(), func(b *store.Batch) {
+		link.AddFence(b, client, x.c.Epoch())
+		b.Wills = append(b.Wills, *x.will)
+	})
 }
 
-func (h *Hook) removeWill(client string) {
-	h.journal.Later(func(b *store.Batch) { b.Wills = append(b.Wills, store.Will{Client: client, Remove: true}) })
+// settleWill says what becomes of a will that waits here: the client is back, with its session present or not. It reports
+// whether there was one. remove says that nothing else is about to take its place in the store.
+func (h *Hook) settleWill(client string, present, remove bool) bool {
+	h.mu.Lock()
+	old := h.wills[client]
+	h.mu.Unlock()
+	switch {
+	case old == nil:
+		return false
+	case present && old.w.Due > milliseconds():
+		if old.take(false) && remove {
+			h.removeWill(client, old.epoch)
+		}
+	default:
+		old.fire()
+	}
+	return true
+}
+
+// yield gives up what waits here of a client that is about to connect to another node.
+func (h *Hook) yield(_ context.Context, client string, clean bool) {
+	h.settleWill(client, !clean, true)
+}
+
+// settleStored says what becomes of a will that another node has stored and did not see to before it let the client go:
+// it has died, or is cut off. Only where a claim keeps that node from publishing it, or it has died, it is this one's.
+func (x *client) settleStored(present bool) error {
+	h, c := x.h, x.c
+	if h.cluster == nil || x.will == nil && c.Epoch() == 0 {
+		return nil // whoever looks for the wills of the dead finds it
+	}
+	w, err := h.storedWill(c.Client.ID)
+	if w == nil || w.Held && c.Epoch() == 0 {
+		return err
+	}
+	if present && (w.Due == 0 && w.Delay > 0 || w.Due > milliseconds()) {
+		if x.will == nil {
+			h.removeWill(w.Client, c.Epoch())
+		}
+		return nil
+	}
+	h.publishWill(w, c.Epoch(), false)
+	return nil
+}
+
+// storedWill is what is stored of a client's will; nil: nothing.
+func (h *Hook) storedWill(client string) (*store.Will, error) {
+	list, err := h.store.Wills(context.Background(), before(client), 1)
+	if err != nil || len(list) == 0 || list[0].Client != client {
+		return nil, err
+	}
+	return &list[0], nil
+}
+
+// before is a string that comes before a client id, such that no other client id is between them.
+func before(client string) string {
+	last, n := utf8.DecodeLastRuneInString(client)
+	if last--; !utf8.ValidRune(last) { // a surrogate
+		last = 0xd7ff
+	}
+	const most = 128 // bytes of a client id
+	b := utf8.AppendRune([]byte(client[:len(client)-n]), last)
+	for len(b)+utf8.UTFMax <= most {
+		b = utf8.AppendRune(b, utf8.MaxRune)
+	}
+	return string(b)
+}
+
+// removeWill forgets what is stored, unless a connection with a later epoch has stored it.
+func (h *Hook) removeWill(client string, epoch uint64) {
+	h.journal.Later(func(b *store.Batch) {
+		link.AddFence(b, client, epoch)
+		b.Wills = append(b.Wills, store.Will{Client: client, Remove: true})
+	})
 }
 
 // leaveWill is what becomes of the will when the connection has ended without goodbye.
-func (h *Hook) leaveWill(w *store.Will, delay time.Duration) {
+func (h *Hook) leaveWill(w *store.Will, epoch uint64, delay time.Duration) {
+	if h.superseded(w.Client, epoch) {
+		return
+	}
 	if delay <= 0 {
-		h.publishWill(w, false)
+		h.publishWill(w, epoch, false)
 		return
 	}
 	w.Due = time.Now().Add(delay).UnixMilli()
-	h.await(w)
+	h.await(&delayed{h: h, w: w, epoch: epoch})
+}
+
+// superseded reports whether another node has made a later claim on a client: it has its will, too.
+func (h *Hook) superseded(client string, epoch uint64) bool {
+	if h.cluster == nil || epoch == 0 {
+		return false
+	}
+	last, err := h.store.Epochs(context.Background(), []string{client}, nil)
+	return err == nil && len(last) == 1 && last[0] > epoch
 }
 
 // publishWill publishes a will, and forgets it with that. late says that the client may have another one by now.
-func (h *Hook) publishWill(w *store.Will, late bool) {
+func (h *Hook) publishWill(w *store.Will, epoch uint64, late bool) {
 	cl := h.server.NewClient(nil, "", w.Client, false) // for the rules, which are asked again
 	cl.Properties.Username = []byte(w.User)
 	if no := h.judge(cl, w.Topic); no.reason != "" {
 		h.drop(dropWill, w.Client)
-		h.removeWill(w.Client)
+		h.removeWill(w.Client, epoch)
 		return
 	}
 	m := w.Publication
@@ -102,26 +184,36 @@ func (h *Hook) publishWill(w *store.Will, late bool) {
 		m.Expires = o.Expires
 	}
 	o.kept = &m // nothing reuses its payload
-	h.send(&delivery{h: h, o: o, will: w, late: late})
+	h.send(&delivery{h: h, o: o, will: w, epoch: epoch, late: late})
 }
 
 // delayed is a will that waits for its delay. Whoever takes it out of Hook.wills publishes it, or gives it up.
 type delayed struct {
-	h     *Hook
-	w     *store.Will
-	timer *time.Timer
+	h       *Hook
+	w       *store.Will
+	epoch   uint64 // of the connection
+	adopted bool   // from a process that has died: it is not known whether the client is back
+	timer   *time.Timer
 }
 
 // await publishes a will when it is due, after having that stored.
-func (h *Hook) await(w *store.Will) {
+func (h *Hook) await(d *delayed) {
+	w := d.w
+	h.opt.Registry.Hold(w.Client)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	// Under the lock, so that what the client's next connection stores comes after it.
-	h.journal.Later(func(b *store.Batch) { b.Wills = append(b.Wills, *w) })
+	h.journal.Later(func(b *store.Batch) {
+		link.AddFence(b, w.Client, d.epoch)
+		b.Wills = append(b.Wills, *w)
+	})
 	if h.stopped {
 		return // it is found at the next start
 	}
-	d := &delayed{h: h, w: w}
+	if old := h.wills[w.Client]; old != nil {
+		old.timer.Stop()
+		h.opt.Registry.Unhold(w.Client)
+	}
 	h.wills[w.Client] = d
 	d.timer = time.AfterFunc(time.Until(time.UnixMilli(w.Due)), d.fire)
 }
@@ -136,6 +228,7 @@ func (d *delayed) take(publish bool) bool {
 	}
 	delete(h.wills, d.w.Client)
 	d.timer.Stop()
+	h.opt.Registry.Unhold(d.w.Client)
 	if publish {
 		h.running.Add(1)
 	}
@@ -144,10 +237,20 @@ func (d *delayed) take(publish bool) bool {
 
 // fire publishes the will.
 func (d *delayed) fire() {
-	if d.take(true) {
-		defer d.h.running.Done()
-		d.h.publishWill(d.w, true)
+	if !d.take(true) {
+		return
 	}
+	h := d.h
+	defer h.running.Done()
+	if h.superseded(d.w.Client, d.epoch) {
+		return
+	}
+	if d.adopted {
+		if w, err := h.storedWill(d.w.Client); err == nil && (w == nil || w.Held || w.Due != d.w.Due) {
+			return // another node has seen to it
+		}
+	}
+	h.publishWill(d.w, d.epoch, true)
 }
 
 const willsPage = 256
@@ -165,6 +268,11 @@ func (h *Hook) findWills() {
 
 func (h *Hook) restoreWills() {
 	defer close(h.found)
+	h.adoptWills()
+}
+
+// adoptWills awaits the wills that nobody sees to.
+func (h *Hook) adoptWills() {
 	after := ""
 	for {
 		list, err := h.store.Wills(context.Background(), after, willsPage)
@@ -177,12 +285,33 @@ func (h *Hook) restoreWills() {
 		}
 		for i := range list {
 			after = list[i].Client
-			h.restoreWill(&list[i])
+			h.mu.RLock()
+			mine, stopped := h.wills[after] != nil, h.stopped
+			h.mu.RUnlock()
+			if stopped {
+				return
+			}
+			if !mine && !list[i].Held && !h.opt.Registry.Taken(after) {
+				h.restoreWill(&list[i])
+			}
 		}
 	}
 }
 
 func (h *Hook) restoreWill(w *store.Will) {
+	d := &delayed{h: h, w: w, adopted: h.cluster != nil}
+	if h.cluster != nil { // before the will is looked at again, so that a later claim is one
+		if last, err := h.store.Epochs(context.Background(), []string{w.Client}, nil); err == nil && len(last) == 1 {
+			d.epoch = last[0]
+		}
+		// What a connection of this node has left is being published, or waits, before the connection counts as gone.
+		_ = h.journal.Flush(context.Background())
+		now, err := h.storedWill(w.Client)
+		if err != nil || now == nil || now.Held || h.opt.Registry.Taken(w.Client) {
+			return
+		}
+		d.w, w = now, now
+	}
 	if w.Due == 0 {
 		delay := time.Duration(w.Delay) * time.Second
 		rec, err := h.store.Session(context.Background(), w.Client)
@@ -194,5 +323,5 @@ func (h *Hook) restoreWill(w *store.Will) {
 		}
 		w.Due = time.Now().Add(delay).UnixMilli()
 	}
-	h.await(w)
+	h.await(d)
 }
