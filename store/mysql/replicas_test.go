@@ -396,7 +396,17 @@ func TestWrongReplicas(t *testing.T) {
 		return list
 	}
 	eventually(t, "the good ones serve", func() bool { return slices.Equal(states(), []bool{false, false, false, false, true, true}) })
-	eventually(t, "the others are refused", func() bool { return strings.Count(log.String(), "is left out") == 4 })
+	refusals := func(r mysql.ReplicaMetrics) (n int) {
+		for line := range strings.Lines(log.String()) {
+			if strings.Contains(line, "is left out") && strings.Contains(line, "replica="+r.Name+" ") {
+				n++
+			}
+		}
+		return n
+	}
+	for _, r := range s.Metrics().Replicas[:4] {
+		eventually(t, r.Name+" is refused", func() bool { return refusals(r) > 0 })
+	}
 	conv := store.Direct("ann", "bob")
 	commit(t, s, &store.Batch{Sends: []*store.Send{message(conv, "ann", "one")}})
 	eventually(t, "both serve in turn", func() bool {
@@ -411,8 +421,13 @@ func TestWrongReplicas(t *testing.T) {
 	if strings.Contains(text, password) {
 		t.Errorf("the log has a password in it: %s", text)
 	}
-	if n := strings.Count(text, "another store"); n != 1 {
-		t.Errorf("%d words about another store, want 1: %s", n, text)
+	for _, r := range s.Metrics().Replicas[:4] {
+		if n := refusals(r); n != 1 {
+			t.Errorf("%d words about %s, want 1: %s", n, r.Name, text)
+		}
+	}
+	if !strings.Contains(text, "another store") {
+		t.Errorf("no word about another store: %s", text)
 	}
 	for _, list := range [][]string{{"u:" + password + "@tcp(127.0.0.1:1)"}, {password}, {good, good}} {
 		if got := refusal(t, mysql.Options{DSN: dsn(p.primary.Addr(), "copied2"), Replicas: list}); !strings.Contains(got, "replica ") {
