@@ -98,3 +98,6 @@ func (x *Touched) Need(names ...string) uint64 { return x.t.need(names...) }
 
 // Len is how many are known.
 func (x *Touched) Len() int { return len(x.t.young) + len(x.t.old) }
+
+// Signed is the last number that replicas may have.
+func (s *Store) Signed() uint64 { return s.replicas.signed.Load() }

@@ -129,7 +129,7 @@ func (s *Store) keepSigning(ctx context.Context) {
 	for t := time.NewTicker(pingEvery); ; {
 		x := sign{s.batches.Add(1), time.Now()}
 		p := s.packet()
-		p.do(signWriter, s.node, x.n, s.committed.Load(), x.at.UnixMilli())
+		p.do(signWriter, s.signRow(), x.n, s.committed.Load(), x.at.UnixMilli())
 		one, cancel := context.WithTimeout(ctx, s.opts.Timeout)
 		err := p.run(one, s.db) // that the database is away others notice and say
 		cancel()
@@ -151,6 +151,9 @@ func (s *Store) keepSigning(ctx context.Context) {
 	}
 }
 
+// signRow is the row that keepSigning writes. It says nothing to Writes.
+func (s *Store) signRow() string { return string(laneOther) + s.node }
+
 // signed notes a number that is committed in a row which reads look at.
 func (s *Store) signed(n uint64) {
 	for x := s.replicas.signed.Load(); n > x && !s.replicas.signed.CompareAndSwap(x, n); {
@@ -167,7 +170,7 @@ func (s *Store) askSigned(p *packet, take func(id string, n uint64, seen int64))
 		err := r.Scan(&id, &n, &seen)
 		take(id, n, seen)
 		return err
-	}, []string{s.node, *s.sender.row.Load()})
+	}, []string{s.signRow(), *s.sender.row.Load()})
 }
 
 // keep looks at a copy until ctx ends.
@@ -250,7 +253,7 @@ func (r *replica) probe(ctx context.Context) error {
 	p.get(getMeta, func(rows *sql.Rows) error { return rows.Scan(&epoch) }, "epoch")
 	s.askSigned(p, func(id string, x uint64, at int64) {
 		n = max(n, x)
-		if id == s.node {
+		if id == s.signRow() {
 			seen = at
 		}
 	})

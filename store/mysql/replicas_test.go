@@ -441,6 +441,25 @@ func TestWrongReplicas(t *testing.T) {
 	}
 }
 
+// TestReplicaQuiet: what is written to know how far replicas are is no sign to other nodes that somebody has sent something.
+func TestReplicaQuiet(t *testing.T) {
+	p := newPair(t)
+	s := p.open(mysql.Options{})
+	writes := func() uint64 {
+		n, err := s.Writes(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := writes()
+	signed := s.Signed()
+	eventually(t, "two more signs", func() bool { return s.Signed() >= signed+2 })
+	if writes() != before {
+		t.Error("Writes has changed, and nobody has written")
+	}
+}
+
 // TestReplicaOrder: a copy that may commit in another order than its server is refused.
 func TestReplicaOrder(t *testing.T) {
 	for _, x := range []struct {
