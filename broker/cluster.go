@@ -52,6 +52,9 @@ func (s *Server) join() error {
 	case err != nil:
 		return err
 	}
+	if err := s.topics.Ready(ctx); err != nil {
+		s.log.Warn("starting before it is known what the clients of all other nodes subscribe to", "error", err)
+	}
 	s.settled.Go(s.announce)
 	return nil
 }

@@ -175,11 +175,16 @@ func (s *Server) openBroker() error {
 	s.registry = reg
 	imh := imhook.New(s.engine, imhook.Options{Registry: reg, Log: s.log, Limited: s.metrics.Limited,
 		KeepAlive: uint16(s.cfg.Limits.KeepAlive.D() / time.Second)})
-	s.topics = topics.New(s.mqtt, topics.Options{
+	to := topics.Options{
 		Registry: reg, Store: s.topicCommits, Allow: s.acl.Allowed, System: s.systemTopics(), Metrics: s.metrics, Log: s.log,
 		RefuseWhenFull: s.cfg.Sessions.Overflow == config.OverflowRefuse,
 		QueueMessages:  cmp.Or(s.cfg.Sessions.MaxQueued, math.MaxInt),
-	})
+	}
+	if s.bus != nil {
+		to.Bus, to.Look = s.bus, s.cfg.Cluster.Look.D()
+		reg.Cluster(s.bus)
+	}
+	s.topics = topics.New(s.mqtt, to)
 	reg.Exclusive()
 	lim := limit.New(limit.Options{
 		ConnectionsPerUser: l.ConnectionsPerUser, Subscriptions: l.Subscriptions, TopicLevels: l.TopicLevels, TopicBytes: s.cfg.TopicBytes(),
