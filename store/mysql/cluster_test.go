@@ -1,7 +1,10 @@
 package mysql_test
 
 import (
+	"fmt"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/mqim/mqim/store"
 	"github.com/mqim/mqim/store/mysql"
@@ -148,5 +151,130 @@ func TestFencesAndCuts(t *testing.T) {
 	_, _, y := list[1].Counts()
 	if x+y == 0 {
 		t.Error("no answer to COMMIT was lost")
+	}
+}
+
+// living opens a store that shows often that it lives, through a proxy that can kill it: it falls silent without a word.
+// Others count it as gone after ttl.
+func living(t *testing.T, dsn0 string, ttl time.Duration) (s *mysql.Store, kill func()) {
+	t.Helper()
+	p := newProxy(t, server.Addr(), func(string) cut { return pass })
+	o := mysql.Options{DSN: dsn(p.addr(), name(dsn0))}
+	o.SetBeats(time.Second/10, ttl)
+	return open(t, o), func() { p.setAway(true) }
+}
+
+// TestNodeKilled: what a node holds, connected sessions and wills, is its own as long as it lives, whoever looks and
+// however long that lasts; when it has been killed it is nobody's after the time.
+func TestNodeKilled(t *testing.T) {
+	dsn := database(t, server)
+	const ttl = 5 * time.Second
+	a, kill := living(t, dsn, ttl)
+	b, _ := living(t, dsn, ttl)
+	c, _ := living(t, dsn, ttl)
+	record := func(client string) store.TopicBatch {
+		return store.TopicBatch{
+			Sessions: []store.Session{{Client: client, User: "u", Expiry: 3600, Since: time.Now().UnixMilli(), Online: true}},
+			Wills:    []store.Will{{Client: client, User: "u", Publication: store.Publication{Topic: "t"}}},
+		}
+	}
+	topics(t, a, record("of a"))
+	topics(t, a, record("taken up by b"))
+	topics(t, b, record("taken up by b"))
+	state := func(s *mysql.Store) string {
+		t.Helper()
+		wills, err := s.Wills(ctx, "", 10)
+		sessions, err2 := s.Sessions(ctx, "", 10)
+		if err != nil || err2 != nil || len(wills) != 2 || len(sessions) != 2 {
+			t.Fatalf("got %v, %v, %v, %v", wills, err, sessions, err2)
+		}
+		return fmt.Sprintf("of a: %t %t, of b: %t %t", sessions[0].Online, wills[0].Held, sessions[1].Online, wills[1].Held)
+	}
+	expect := func(s *mysql.Store, want string) {
+		t.Helper()
+		if got := state(s); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	begun := time.Now()
+	eventually(t, "twice the time", func() bool { // that a silent node has
+		expect(a, "of a: true false, of b: true true")
+		expect(b, "of a: true true, of b: true false")
+		expect(c, "of a: true true, of b: true true")
+		return time.Since(begun) > 2*ttl || t.Failed()
+	})
+	maintain(t, c, time.Now()) // cuts nobody
+	expect(c, "of a: true true, of b: true true")
+	kill()
+	killed := time.Now()
+	eventually(t, "the session to be cut off", func() bool { return state(c) != "of a: true true, of b: true true" })
+	if d := time.Since(killed); d < ttl-time.Second {
+		t.Errorf("it was taken for gone after %s", d)
+	}
+	expect(c, "of a: false false, of b: true true")
+	expect(b, "of a: false false, of b: true false")
+	x, err := b.Session(ctx, "of a")
+	if err != nil || !x.Cut || x.Since < killed.UnixMilli()-1000 {
+		t.Errorf("got %+v, %v, want it cut off since its node was killed", x, err)
+	}
+}
+
+// TestMaintainTogether: two processes do the same piece of maintenance at once, no lock keeping them apart, while others
+// write: nothing is lost that is to stay, and nothing stays that is to go.
+func TestMaintainTogether(t *testing.T) {
+	dsn := database(t, server)
+	list := nodes(t, dsn, 3, mysql.Options{Timeout: patience, Retention: store.Retention{InboxMessages: 5000, Dedupe: time.Hour}})
+	x := newTraffic(t, list[:2]...)
+	x.setUp()
+	var sessions []store.Session
+	for i := range 40 { // half of them end
+		sessions = append(sessions, store.Session{Client: fmt.Sprintf("c%02d", i), User: "u", Expiry: uint32(i % 2 * 1000), Since: time.Now().UnixMilli() - 1})
+	}
+	topics(t, list[0], store.TopicBatch{Sessions: sessions})
+	var pubs []*store.Publish
+	for i := range 40 {
+		p := &store.Publish{Publication: &store.Publication{Topic: fmt.Sprint("t/", i), Payload: []byte("x"), QoS: 1}, Retain: true}
+		p.Expires = time.Now().Add([]time.Duration{time.Hour, -time.Second}[i%2]).UnixMilli()
+		p.Queues = []store.QueueRef{{Client: "c01", QoS: 1}, {Client: "c02", QoS: 1}, {Client: "c03", QoS: 1}}
+		pubs = append(pubs, p)
+	}
+	topics(t, list[0], store.TopicBatch{Publishes: pubs})
+	topics(t, list[0], store.TopicBatch{Passed: []store.Passed{{Client: "c01", Seq: 10}}})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for _, s := range list[1:] {
+		wg.Go(func() {
+			for {
+				if err := s.MaintainAlone(ctx, time.Now()); err != nil {
+					t.Error(err)
+					return
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	x.run(seed(t), 15)
+	close(stop)
+	wg.Wait()
+	for _, s := range list[1:] {
+		s.ForgetMaintenance()
+		maintain(t, s, time.Now())
+	}
+	x.check(list[2])
+	left, err := list[0].Sessions(ctx, "", 100)
+	if err != nil || len(left) != 20 {
+		t.Errorf("got %d sessions, %v, want 20", len(left), err)
+	}
+	n, err := list[0].RetainedCount(ctx)
+	if err != nil || n != 20 || rows(t, dsn, "retained") != 20 {
+		t.Errorf("got %d retained messages, counted as %d, %v, want 20", rows(t, dsn, "retained"), n, err)
+	}
+	queue, err := list[0].ReadQueue(ctx, "c01", 0, 100, nil)
+	if err != nil || len(queue) == 0 || queue[0].Seq != 11 {
+		t.Errorf("got %d queued, %v, want them from 11 on", len(queue), err)
 	}
 }

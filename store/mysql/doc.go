@@ -61,7 +61,7 @@
 // # Sessions of ordinary topics
 //
 // A session that is connected belongs to a process, which shows every few seconds that it is alive (nodes). One whose
-// process has been silent for nodeTTL, or has closed the store, counts as cut off; Maintain writes that down. What
+// process has been silent for nodeTTL, or has closed the store, counts as cut off; Maintain writes that down. A will is held by the process that has stored it, as long. What
 // queues have passed stays until Maintain removes it, with its publications when the last queue has.
 //
 // Topics and filters are keys: those of more than about 2,300 bytes do not fit. A filter that long fails its batch, a

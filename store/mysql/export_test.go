@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"context"
 	"database/sql"
 	"time"
 )
@@ -101,3 +102,19 @@ func (x *Touched) Len() int { return len(x.t.young) + len(x.t.old) }
 
 // Signed is the last number that replicas may have.
 func (s *Store) Signed() uint64 { return s.replicas.signed.Load() }
+
+// MaintainAlone is a piece of Maintain, begun at once and without the lock that keeps other processes from it.
+func (s *Store) MaintainAlone(ctx context.Context, now time.Time) error {
+	s.maintMu.Lock()
+	defer s.maintMu.Unlock()
+	s.maint = maintainer{}
+	_, err := s.maintain(ctx, now)
+	return err
+}
+
+// ForgetMaintenance has no job rest.
+func (s *Store) ForgetMaintenance() {
+	s.maintMu.Lock()
+	defer s.maintMu.Unlock()
+	s.maint = maintainer{}
+}

@@ -77,7 +77,9 @@ func (s *Store) leave() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if err := s.forget(ctx); err != nil {
+	p := s.packet()
+	p.do(leaveNode, s.node)
+	if err := p.run(ctx, s.db); err != nil {
 		s.log.Warn("store.mysql: sessions stay connected for a while", "err", err)
 	}
 }

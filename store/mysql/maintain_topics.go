@@ -220,7 +220,7 @@ func (s *Store) dropNodes(ctx context.Context) error {
 	var gone []string
 	cutoff := n.now - nodesTTL.Milliseconds()
 	for _, id := range sorted(n.seen) {
-		if n.seen[id] < cutoff {
+		if max(n.seen[id], -n.seen[id]) < cutoff {
 			gone = append(gone, id)
 		}
 	}

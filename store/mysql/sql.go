@@ -252,6 +252,7 @@ var (
 		ON DUPLICATE KEY UPDATE seen = VALUES(seen)`)
 	listNodes = define(`SELECT id, seen, CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) FROM mqim_nodes FORCE INDEX (PRIMARY)
 		WHERE id > ?s ORDER BY id LIMIT ?n`)
+	leaveNode = define(`UPDATE mqim_nodes SET seen = -CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) WHERE id = ?s`)
 	dropNode  = define(`DELETE FROM mqim_nodes WHERE id = ?s`)
 	dropNodes = define(`DELETE FROM mqim_nodes WHERE id IN ([?s]) AND seen < ?n`)
 

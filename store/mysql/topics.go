@@ -395,17 +395,20 @@ func (s *Store) Wills(ctx context.Context, after string, limit int) (list []stor
 		return nil, err
 	}
 	defer s.life.RUnlock()
+	var n nodes
 	p := s.packet()
+	s.askNodes(p, &n)
 	p.get(listWills, func(r *sql.Rows) error {
 		var client string
 		var body sql.RawBytes
 		if err := r.Scan(&client, &body); err != nil {
 			return err
 		}
-		x, good := wire.DecodeWill(client, body)
+		x, holder, good := wire.DecodeWill(client, body)
 		if !good {
 			return s.corrupt("will of %q", client)
 		}
+		x.Held = holder != s.node && s.lives(&n, holder)
 		list = append(list, x)
 		return nil
 	}, after, max(limit, 0))

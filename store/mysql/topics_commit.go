@@ -43,7 +43,8 @@ func scanSession(r *sql.Rows) (x sessionRow, err error) {
 	return x, err
 }
 
-// nodes are the processes that have the database open, by when they were last heard of on the database's clock.
+// nodes are the processes that have the database open, by when they were last heard of on the database's clock; negative:
+// they have closed it then.
 type nodes struct {
 	seen map[string]int64
 	now  int64
@@ -74,7 +75,11 @@ func (s *Store) settle(x *sessionRow, n *nodes) (cut bool) {
 			x.Online = true
 			return false
 		}
-		x.Cut, x.Since = true, max(s.opened, n.seen[x.node])
+		seen, known := n.seen[x.node]
+		if !known {
+			seen = x.Since // it was connected then
+		}
+		x.Cut, x.Since = true, max(s.opened, seen, -seen)
 		return true
 	case sessionCut:
 		x.Cut = true
@@ -392,7 +397,7 @@ func (t *topicWriter) apply(b *store.TopicBatch) {
 		}
 	}
 	t.w.later.many(setWills, nil, len(kept), func(i int, args []any) []any {
-		return append(args, kept[i].Client, wire.AppendWill(nil, kept[i]))
+		return append(args, kept[i].Client, wire.AppendWill(nil, kept[i], t.w.s.node))
 	})
 	now := time.Now().UnixMilli()
 	for _, p := range b.Publishes {

@@ -45,6 +45,7 @@ func TestSessionsOfNodes(t *testing.T) {
 	}
 	expect("connected", "c1", "online true, cut false")
 	topics(t, b, store.TopicBatch{Sessions: []store.Session{online("c2")}})
+	closed := time.Now().UnixMilli()
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -53,6 +54,9 @@ func TestSessionsOfNodes(t *testing.T) {
 	before, err := c.Session(ctx, "c1")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if before.Since < closed {
+		t.Errorf("cut off %d ms before its node was closed", closed-before.Since)
 	}
 	maintain(t, c, time.Now())
 	for _, s := range []*mysql.Store{b, c} { // now it is written down for all

@@ -52,7 +52,7 @@ func (w *writer) topics(b *store.TopicBatch) error {
 		w.key = append(append(w.key[:0], tabWill), x.Client...)
 		w.val = w.val[:0]
 		if !x.Remove {
-			w.val = wire.AppendWill(w.val, x)
+			w.val = wire.AppendWill(w.val, x, "")
 		}
 		if err := w.put(x.Remove, w.val); err != nil {
 			return err
@@ -300,7 +300,7 @@ func (s *Store) Wills(ctx context.Context, after string, limit int) (list []stor
 	}
 	defer it.Close()
 	for ok := it.First(); ok && len(list) < limit; ok = it.Next() {
-		x, good := wire.DecodeWill(string(it.Key()[1:]), it.Value())
+		x, _, good := wire.DecodeWill(string(it.Key()[1:]), it.Value())
 		if !good {
 			return nil, s.corrupt("will of %q", it.Key()[1:])
 		}

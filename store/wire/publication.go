@@ -103,27 +103,41 @@ func ParsePubs(value []byte, i, j int) ([]store.Publication, error) {
 	return out, nil
 }
 
-// AppendWill writes all of a will but its client.
-func AppendWill(dst []byte, w *store.Will) []byte {
+const (
+	willRetain = 1 << iota
+	willHolder // the holder follows
+)
+
+// AppendWill writes all of a will but its client, and who holds it, which may be "".
+func AppendWill(dst []byte, w *store.Will, holder string) []byte {
 	dst = AppendString(dst, w.User)
 	dst = AppendVarint(dst, w.Due)
 	dst = AppendUvarint(AppendUvarint(dst, uint64(w.Delay)), uint64(w.Expiry))
+	flags := byte(0)
 	if w.Retain {
-		dst = append(dst, 1)
-	} else {
-		dst = append(dst, 0)
+		flags |= willRetain
+	}
+	if holder != "" {
+		flags |= willHolder
+	}
+	if dst = append(dst, flags); holder != "" {
+		dst = AppendString(dst, holder)
 	}
 	return AppendWhole(dst, &w.Publication)
 }
 
 // DecodeWill reads what AppendWill wrote.
-func DecodeWill(client string, v []byte) (w store.Will, ok bool) {
+func DecodeWill(client string, v []byte) (w store.Will, holder string, ok bool) {
 	d := Decoder{B: v}
 	w = store.Will{Client: client, User: d.Str(), Due: d.Varint(), Delay: uint32(d.Uvarint()), Expiry: uint32(d.Uvarint())}
-	w.Retain = d.Byte() == 1
+	flags := d.Byte()
+	w.Retain = flags&willRetain != 0
+	if flags&willHolder != 0 {
+		holder = d.Str()
+	}
 	m, ok := ReadWhole(&d)
 	if ok {
 		w.Publication = *m
 	}
-	return w, ok && !d.Bad
+	return w, holder, ok && !d.Bad
 }
