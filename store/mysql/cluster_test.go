@@ -265,6 +265,24 @@ func TestMaintainTogether(t *testing.T) {
 		maintain(t, s, time.Now())
 	}
 	x.check(list[2])
+	for round := range 25 { // both begin with the same retained messages
+		var old []*store.Publish
+		for i := range 10 {
+			old = append(old, &store.Publish{Publication: &store.Publication{Topic: fmt.Sprint("old/", i), Payload: []byte("x"), Expires: 1}, Retain: true})
+		}
+		topics(t, list[0], store.TopicBatch{Publishes: old})
+		for _, s := range list[1:] {
+			wg.Go(func() {
+				if err := s.MaintainAlone(ctx, time.Now()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n, err := list[0].RetainedCount(ctx); err != nil || n != 20 {
+			t.Fatalf("round %d: %d retained messages are counted, %v, want 20", round, n, err)
+		}
+	}
 	left, err := list[0].Sessions(ctx, "", 100)
 	if err != nil || len(left) != 20 {
 		t.Errorf("got %d sessions, %v, want 20", len(left), err)
