@@ -61,6 +61,7 @@ const (
 	announceGap  = 100 * time.Millisecond // between signs of life, however often Announce is called
 	backoffLeast = 50 * time.Millisecond  // between attempts to connect
 	backoffMost  = time.Second
+	steady       = 10 * time.Second // a connection that has lasted so long is no reason to wait before the next
 )
 
 // Bus is the connection of one node. It implements bus.Bus.
@@ -177,9 +178,9 @@ func (b *Bus) Start(ctx context.Context) error {
 			return err
 		case err := <-b.first:
 			select {
-			case wrong := <-b.wrong: // another lane knows better
+			case better := <-b.wrong: // another lane knows better
 				b.Close()
-				return wrong
+				return better
 			default:
 				return err
 			}
@@ -202,14 +203,7 @@ func (b *Bus) Close() {
 		return
 	}
 	if b.Up() {
-		said := make(chan struct{})
-		f := frame{kind: kindMessage, payload: []byte{signBye}}
-		all := bus.Channel{Kind: bus.All}
-		b.lane(all).enqueue(all, &f, func(int) { close(said) })
-		select {
-		case <-said:
-		case <-time.After(byeTimeout):
-		}
+		b.leave()
 	}
 	b.fall(errors.New("closed"))
 	b.stop()
@@ -218,6 +212,26 @@ func (b *Bus) Close() {
 	}
 	_ = b.client.Close()
 	b.wg.Wait()
+}
+
+// leave ends the subscriptions first: then nobody counts on an answer of this node, and those that do have it.
+func (b *Bus) leave() {
+	timeout := time.After(byeTimeout)
+	for _, l := range b.lanes {
+		select {
+		case <-l.leave():
+		case <-timeout:
+			return
+		}
+	}
+	said := make(chan struct{})
+	f := frame{kind: kindMessage, payload: []byte{signBye}}
+	all := bus.Channel{Kind: bus.All}
+	b.lane(all).enqueue(all, &f, func(int) { close(said) })
+	select {
+	case <-said:
+	case <-timeout:
+	}
 }
 
 // ID implements bus.Bus.

@@ -44,13 +44,27 @@ func open(t testing.TB, opts Options, set func(bus.Bus)) *Bus {
 
 // promises runs what every bus promises, each test apart from the others.
 func promises(t *testing.T, opts Options) {
-	bustest.Promises(t, func(*testing.T) bustest.Maker {
+	bustest.Promises(t, func(t *testing.T) (bustest.Maker, bustest.Cut) {
 		opts := opts
 		opts.Prefix = fmt.Sprintf("t%x", rand.Uint64())
-		return func(t *testing.T, name string, set func(bus.Bus)) bus.Bus {
+		taps := map[bus.Bus]*tap{}
+		join := func(t *testing.T, name string, set func(bus.Bus)) bus.Bus {
+			opts := opts
 			opts.Name = name
-			return start(t, opts, set)
+			if len(opts.Addresses) > 1 || opts.Master != "" {
+				return start(t, opts, set) // Redis tells nodes to go elsewhere than to a tap
+			}
+			p := startTap(t, opts.Addresses[0])
+			opts.Addresses = []string{p.Addr().String()}
+			b := start(t, opts, set)
+			taps[b] = p
+			return b
 		}
+		cut := func(b bus.Bus, cut bool) { taps[b].setCut(cut) }
+		if len(opts.Addresses) > 1 || opts.Master != "" {
+			cut = nil
+		}
+		return join, cut
 	})
 }
 

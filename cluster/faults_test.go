@@ -91,7 +91,7 @@ func startLoad(t *testing.T, a *Bus, channels int) *load {
 			l.published.Add(1)
 			a.Publish(bus.Channel{Kind: bus.User, Name: fmt.Sprint(i % channels)}, 'x', payload, func(int) { l.told.Add(1) })
 			if i%100 == 0 {
-				time.Sleep(time.Millisecond) // the rate
+				<-time.After(time.Millisecond) // the rate
 			}
 		}
 	})
@@ -110,7 +110,7 @@ func startLoad(t *testing.T, a *Bus, channels int) *load {
 			} else if err != nil && !errors.Is(err, bus.ErrDown) && !errors.Is(err, bus.ErrIncomplete) {
 				t.Errorf("Ask: %v", err)
 			}
-			time.Sleep(time.Millisecond) // the rate
+			<-time.After(time.Millisecond) // the rate
 		}
 	})
 	return l
@@ -232,7 +232,7 @@ func TestHang(t *testing.T) {
 			t.Errorf("it was noticed after %v", took)
 		}
 		isDown(t, a)
-		time.Sleep(5*time.Second - time.Since(begun)) // how long it hangs
+		<-time.After(5*time.Second - time.Since(begun)) // how long it hangs
 		s.Resume()
 	})
 }
@@ -363,6 +363,20 @@ type tap struct {
 	deaf atomic.Bool // what Redis says is not passed on, on connections that are subscribed
 	mute atomic.Bool // nothing is passed on
 	wg   sync.WaitGroup
+
+	mu    sync.Mutex
+	cut   bool
+	conns map[net.Conn]bool
+}
+
+// setCut ends all connections and accepts none, or accepts them again.
+func (p *tap) setCut(cut bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cut = cut
+	for c := range p.conns {
+		c.Close()
+	}
 }
 
 func startTap(t *testing.T, to string) *tap {
@@ -370,7 +384,7 @@ func startTap(t *testing.T, to string) *tap {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &tap{Listener: l, to: to}
+	p := &tap{Listener: l, to: to, conns: map[net.Conn]bool{}}
 	p.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -389,6 +403,18 @@ func startTap(t *testing.T, to string) *tap {
 
 func (p *tap) pass(c net.Conn) {
 	defer c.Close()
+	p.mu.Lock()
+	if p.cut {
+		p.mu.Unlock()
+		return
+	}
+	p.conns[c] = true
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.conns, c)
+	}()
 	up, err := net.Dial("tcp", p.to)
 	if err != nil {
 		return

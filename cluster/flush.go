@@ -16,8 +16,7 @@ const (
 	subscribeMost = 5_000   // channels in one SSUBSCRIBE
 	pendingMost   = 20_000  // channels that Redis has yet to confirm: the answers must not fill the connection's buffer
 	countMost     = 1_000   // channels in one PUBSUB SHARDNUMSUB
-	recycleBytes  = 64 << 10
-	recycleMost   = 1_000
+	recycleBytes  = 4 << 20 // of empty outboxes that are kept for later
 )
 
 // outbox is what has gathered for a channel.
@@ -72,14 +71,14 @@ func (l *lane) enqueue(c bus.Channel, f *frame, done func(int)) {
 // put publishes for the lane itself, and before it is up too, without a bound; mu is held.
 func (l *lane) put(c bus.Channel, f *frame, done func(int)) {
 	l.b.queuedMessages.Add(1)
-	l.append(c, f, 0, done)
+	l.append(c, f, 0, done) // size 0: it does not count
 	l.poke()
 }
 
 func (l *lane) append(c bus.Channel, f *frame, size int, done func(int)) {
 	o := l.out[c]
 	if o == nil || len(o.batch)+len(f.payload) > batchBytes {
-		o = l.box(c)
+		o = l.box(c, size)
 		l.out[c] = o
 		l.queue = append(l.queue, o)
 	}
@@ -91,13 +90,14 @@ func (l *lane) append(c bus.Channel, f *frame, size int, done func(int)) {
 	}
 }
 
-// box is an empty outbox; mu is held.
-func (l *lane) box(c bus.Channel) *outbox {
+// box is an empty outbox, with room for a frame of size; mu is held.
+func (l *lane) box(c bus.Channel, size int) *outbox {
 	var o *outbox
 	if n := len(l.free); n > 0 {
 		o, l.free = l.free[n-1], l.free[:n-1]
+		l.freeBytes -= cap(o.batch)
 	} else {
-		o = &outbox{}
+		o = &outbox{batch: make([]byte, 0, headerLen+size)}
 	}
 	o.c = c
 	o.batch = appendHeader(o.batch[:0], l.b.id, l.connection)
@@ -339,11 +339,12 @@ func (c *counting) result(err error) error {
 	return nil
 }
 
-// recycle keeps the outboxes of a round for later, unless they are large.
+// recycle keeps the outboxes of a round for later, as far as there is room.
 func (l *lane) recycle(r *round) {
 	l.mu.Lock()
 	for _, o := range r.boxes {
-		if len(l.free) < recycleMost && cap(o.batch) <= recycleBytes {
+		if l.freeBytes+cap(o.batch) <= recycleBytes {
+			l.freeBytes += cap(o.batch)
 			*o = outbox{batch: o.batch[:0], dones: o.dones[:0]}
 			l.free = append(l.free, o)
 		}

@@ -48,7 +48,9 @@ type lane struct {
 	out        map[bus.Channel]*outbox
 	queue      []*outbox
 	counts     []*counting
-	free       []*outbox
+	free       []*outbox     // empty
+	freeBytes  int           // of their batches
+	left       chan struct{} // closed when Redis knows of no subscription any more; nil: that is not waited for
 }
 
 // sub is a channel that somebody wants, or that Redis has yet to be told is not wanted any more. Guarded by lane.mu.
@@ -128,9 +130,27 @@ func (l *lane) remove(c bus.Channel) {
 
 // forget removes a channel that is not wanted; mu is held.
 func (l *lane) forget(s *sub) {
-	if l.subs[s.c] == s {
-		delete(l.subs, s.c)
+	delete(l.subs, s.c)
+	if len(l.subs) == 0 && l.left != nil {
+		close(l.left)
+		l.left = nil
 	}
+}
+
+// leave ends all subscriptions. What it returns is closed when Redis has confirmed that; nil: the lane is not up.
+func (l *lane) leave() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state != laneUp {
+		return nil
+	}
+	left := make(chan struct{})
+	l.left = left
+	for _, s := range l.subs {
+		s.wanted = 0
+		l.touch(s)
+	}
+	return left
 }
 
 // touch has flush look at a channel; mu is held.
@@ -147,8 +167,9 @@ func (l *lane) run() {
 	defer l.b.wg.Done()
 	backoff := backoffLeast
 	for l.b.ctx.Err() == nil {
-		connection := l.current()
-		if l.fail(connection, l.receive(connection)) {
+		connection, begun := l.current(), time.Now()
+		l.fail(connection, l.receive(connection))
+		if time.Since(begun) > steady {
 			backoff = backoffLeast
 		}
 		select {
@@ -167,14 +188,13 @@ func (l *lane) current() uint32 {
 	return l.connection
 }
 
-// fail takes the lane down, if that connection is still the one. It tells whether the lane was up.
-func (l *lane) fail(connection uint32, err error) bool {
+// fail takes the lane down, if that connection is still the one.
+func (l *lane) fail(connection uint32, err error) {
 	l.mu.Lock()
 	if l.connection != connection {
 		l.mu.Unlock()
-		return false
+		return
 	}
-	up := l.state == laneUp
 	l.connection++
 	l.state = laneOff
 	ps, queue, counts := l.ps, l.queue, l.counts
@@ -194,7 +214,6 @@ func (l *lane) fail(connection uint32, err error) bool {
 		c.done <- bus.ErrDown
 	}
 	l.b.report(l, err)
-	return up
 }
 
 // fallen ends with the context that the library dials with when a subscribed connection has failed: never. It would subscribe

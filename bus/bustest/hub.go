@@ -33,6 +33,7 @@ type Node struct {
 	up       bool
 	left     bool
 	inbox    []func()
+	down     chan struct{} // closed when the node goes down
 
 	wake chan struct{}
 	done chan struct{}
@@ -55,7 +56,7 @@ func (h *Hub) Join(name string) *Node {
 	h.mu.Lock()
 	h.made++
 	n := &Node{
-		hub: h, id: fmt.Sprintf("%s-%d", name, h.made), name: name, up: true,
+		hub: h, id: fmt.Sprintf("%s-%d", name, h.made), name: name, up: true, down: make(chan struct{}),
 		handlers: map[byte]func(*bus.Message){}, subs: map[bus.Channel]int{},
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
@@ -76,7 +77,8 @@ func (n *Node) Leave() {
 		h.mu.Unlock()
 		return
 	}
-	n.left, n.up = true, false
+	n.left = true
+	n.setUp(false)
 	delete(h.nodes, n.id)
 	h.change()
 	h.mu.Unlock()
@@ -89,9 +91,20 @@ func (n *Node) Cut(cut bool) {
 	n.hub.mu.Lock()
 	defer n.hub.mu.Unlock()
 	if n.up == cut {
-		n.up = !cut
+		n.setUp(!cut)
 		n.hub.change()
 	}
+}
+
+// setUp has the node come up or go down; mu is held.
+func (n *Node) setUp(up bool) {
+	switch {
+	case n.up && !up:
+		close(n.down)
+	case !n.up && up:
+		n.down = make(chan struct{})
+	}
+	n.up = up
 }
 
 // change tells every node that something has changed; mu is held.
@@ -213,7 +226,7 @@ func (n *Node) Ask(ctx context.Context, c bus.Channel, topic byte, payload []byt
 		n.hub.mu.Unlock()
 		return nil, bus.ErrDown
 	}
-	others := n.others(c)
+	others, down := n.others(c), n.down
 	got := make(chan bus.Answer, len(others))
 	for _, o := range others {
 		m := &bus.Message{From: n.id, Channel: c, Topic: topic, Payload: payload}
@@ -233,6 +246,8 @@ func (n *Node) Ask(ctx context.Context, c bus.Channel, topic byte, payload []byt
 		select {
 		case a := <-got:
 			list = append(list, a)
+		case <-down:
+			return list, bus.ErrDown
 		case <-ctx.Done():
 			return list, bus.ErrIncomplete
 		}

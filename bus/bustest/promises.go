@@ -21,8 +21,11 @@ const patience = 30 * time.Second
 // heard or hears anything.
 type Maker func(t *testing.T, name string, set func(bus.Bus)) bus.Bus
 
+// Cut takes a node off the bus, or puts it back; nil: it cannot be.
+type Cut func(b bus.Bus, cut bool)
+
 // Promises tests what every bus.Bus promises.
-func Promises(t *testing.T, newMaker func(t *testing.T) Maker) {
+func Promises(t *testing.T, nodes func(t *testing.T) (Maker, Cut)) {
 	for _, p := range []struct {
 		name string
 		test func(t *testing.T, join Maker)
@@ -31,8 +34,17 @@ func Promises(t *testing.T, newMaker func(t *testing.T) Maker) {
 		{"ask", promiseAsk}, {"ask late", promiseLate}, {"ask all", promiseAskAll}, {"count", promiseCount}, {"done under a lock", promiseLock},
 		{"one at a time", promiseOneAtATime}, {"payload is the handler's", promisePayload},
 	} {
-		t.Run(p.name, func(t *testing.T) { p.test(t, newMaker(t)) })
+		t.Run(p.name, func(t *testing.T) {
+			join, _ := nodes(t)
+			p.test(t, join)
+		})
 	}
+	t.Run("down", func(t *testing.T) {
+		join, cut := nodes(t)
+		if cut != nil {
+			promiseDown(t, join, cut)
+		}
+	})
 }
 
 // Await looks until f says true.
@@ -42,7 +54,7 @@ func Await(t testing.TB, what string, f func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %v: %s", patience, what)
 		}
-		time.Sleep(2 * time.Millisecond) // between looks, not instead of them
+		<-time.After(2 * time.Millisecond) // between looks, not instead of them
 	}
 }
 
@@ -400,4 +412,58 @@ func promisePayload(t *testing.T, join Maker) {
 	for i := range n {
 		want(t, "payload", string(<-got), fmt.Sprint("message ", i))
 	}
+}
+
+func promiseDown(t *testing.T, join Maker, cut Cut) {
+	var downs, ups atomic.Int64
+	a := join(t, "a", func(b bus.Bus) {
+		b.OnChange(func() {
+			if b.Up() {
+				ups.Add(1)
+			} else {
+				downs.Add(1)
+			}
+		})
+		b.Handle('x', func(*bus.Message) {})
+	})
+	asked := make(chan struct{}, 1)
+	b := join(t, "b", func(b bus.Bus) { b.Handle('q', func(*bus.Message) { asked <- struct{}{} }) }) // it never answers
+	c := join(t, "c", func(b bus.Bus) { b.Handle('q', func(m *bus.Message) { m.Answer(nil) }) })
+	before := bus.Channel{Kind: bus.User, Name: "before"}
+	if err := a.Subscribe(limit(t), before); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := a.Ask(limit(t), bus.Channel{Kind: bus.All}, 'q', nil)
+		ended <- err
+	}()
+	<-asked
+	cut(a, true)
+	if err := <-ended; !errors.Is(err, bus.ErrDown) {
+		t.Errorf("a question under way: %v", err)
+	}
+	Await(t, "OnChange has seen that it is down", func() bool { return downs.Load() > 0 })
+	want(t, "up", a.Up(), false)
+	want(t, "peers", len(a.Peers()), 0)
+	meanwhile := bus.Channel{Kind: bus.User, Name: "meanwhile"}
+	for _, err := range []error{
+		func() error { return a.Subscribe(limit(t), meanwhile) }(),
+		func() error { _, err := a.Ask(limit(t), meanwhile, 'q', nil); return err }(),
+		func() error { _, err := a.Count(limit(t), []bus.Channel{meanwhile}); return err }(),
+	} {
+		if !errors.Is(err, bus.ErrDown) {
+			t.Errorf("got %v, want %v", err, bus.ErrDown)
+		}
+	}
+	want(t, "Publish", publish(t, a, meanwhile, 'x', ""), -1)
+	wantPeers(t, b, c)
+	want(t, "nobody hears it", publish(t, b, before, 'x', ""), 0)
+	ups.Store(0)
+	cut(a, false)
+	Await(t, "OnChange has seen that it is up", func() bool { return ups.Load() > 0 })
+	want(t, "peers", len(a.Peers()), 2) // at once
+	wantPeers(t, b, a, c)
+	want(t, "what it was subscribed to", publish(t, b, before, 'x', ""), 1)
+	want(t, "what it has subscribed to meanwhile", publish(t, b, meanwhile, 'x', ""), 1)
 }

@@ -186,7 +186,7 @@ func wait(f func() error) error {
 		if time.Now().After(end) {
 			return fmt.Errorf("not within %v: %w", patience, err)
 		}
-		time.Sleep(20 * time.Millisecond) // between looks, not instead of them
+		<-time.After(20 * time.Millisecond) // between looks, not instead of them
 	}
 }
 
