@@ -76,16 +76,18 @@ type Bus struct {
 	handlers [256]func(*bus.Message)
 	onChange []func()
 
-	session  atomic.Pointer[session] // nil: down
-	changed  atomic.Bool             // OnChange is to be called
-	poke     chan struct{}           // something for manage to look at
-	announce chan struct{}
-	closing  atomic.Bool
-	stop     context.CancelFunc
-	ctx      context.Context // ends with the Bus
-	wg       sync.WaitGroup
-	wrong    chan error // what makes Start give up: one entry is enough
-	first    chan error // the first failure of each attempt to connect, for Start
+	session    atomic.Pointer[session] // nil: down
+	changed    atomic.Bool             // OnChange is to be called
+	poke       chan struct{}           // something for manage to look at
+	announce   chan struct{}
+	closing    atomic.Bool
+	stop       context.CancelFunc
+	ctx        context.Context // ends with the Bus
+	wg         sync.WaitGroup
+	connecting atomic.Int64  // lanes that have not been connected yet
+	connected  chan struct{} // closed when there are none
+	wrong      chan error    // what makes Start give up: one entry is enough
+	first      chan error    // the first failure of each attempt to connect, for Start
 
 	mu    sync.Mutex
 	peers map[string]*peer
@@ -119,7 +121,7 @@ func Open(_ context.Context, opts Options) (*Bus, error) {
 	}
 	b := &Bus{
 		opts: opts, log: opts.Logger, id: newID(), poke: make(chan struct{}, 1), announce: make(chan struct{}, 1),
-		wrong: make(chan error, 1), first: make(chan error, 1),
+		connected: make(chan struct{}), wrong: make(chan error, 1), first: make(chan error, 1),
 		peers: map[string]*peer{}, asks: map[uint64]*ask{},
 	}
 	b.senders.list = map[string]*sender{}
@@ -138,6 +140,7 @@ func Open(_ context.Context, opts Options) (*Bus, error) {
 		lanes = clusterLanes
 	}
 	b.client = newClient(opts)
+	b.connecting.Store(int64(lanes))
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	for i := range lanes {
 		b.lanes = append(b.lanes, newLane(b, i))
@@ -224,13 +227,22 @@ func (b *Bus) leave() {
 			return
 		}
 	}
-	said := make(chan struct{})
-	f := frame{kind: kindMessage, payload: []byte{signBye}}
+	// What follows the last answers in each lane is told when they are sent: goodbye in one, in others a probe that nobody hears.
 	all := bus.Channel{Kind: bus.All}
-	b.lane(all).enqueue(all, &f, func(int) { close(said) })
-	select {
-	case <-said:
-	case <-timeout:
+	said := make(chan int, len(b.lanes))
+	for _, l := range b.lanes {
+		c, f := l.self, l.probe()
+		if l == b.lane(all) {
+			c, f = all, &frame{kind: kindMessage, payload: []byte{signBye}}
+		}
+		l.enqueue(c, f, func(nodes int) { said <- nodes })
+	}
+	for range b.lanes {
+		select {
+		case <-said:
+		case <-timeout:
+			return
+		}
 	}
 }
 

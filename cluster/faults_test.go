@@ -332,6 +332,45 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// While a node leaves, nobody waits for an answer that it does not give.
+func TestLeave(t *testing.T) {
+	t.Run("one Redis", func(t *testing.T) { testLeave(t, Options{Addresses: []string{redis.Start(t).Addr()}}) })
+	t.Run("a Redis Cluster", func(t *testing.T) { testLeave(t, Options{Addresses: redis.StartCluster(t).Addrs()}) })
+}
+
+func testLeave(t *testing.T, opts Options) {
+	var received atomic.Int64
+	a, b := start(t, opts, nil), start(t, opts, answering(&received))
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				if list, err := a.Ask(ctx, bus.Channel{Kind: bus.All}, 'q', nil); err != nil {
+					t.Errorf("%d answers: %v", len(list), err)
+					cancel()
+					return
+				}
+				cancel()
+			}
+		})
+	}
+	for range 20 {
+		start(t, opts, answering(&received)).Close()
+	}
+	close(stop)
+	wg.Wait()
+	if m := b.Metrics(); m.Peers != 1 || m.Downs != 0 {
+		t.Errorf("%+v", m)
+	}
+}
+
 // A subscriber that does not keep up is dropped by Redis, and comes back.
 func TestOverflow(t *testing.T) {
 	s := redis.Start(t, "--client-output-buffer-limit", "pubsub 1mb 0 0")

@@ -56,7 +56,7 @@ func (l *lane) enqueue(c bus.Channel, f *frame, done func(int)) {
 		return
 	}
 	l.mu.Lock()
-	if l.state != laneUp {
+	if l.state == laneOff || l.state != laneUp && f.kind != kindAnswer { // who asks waits for the answer of a node that joins
 		l.mu.Unlock()
 		b.queuedMessages.Add(-1)
 		b.queuedBytes.Add(-int64(size))

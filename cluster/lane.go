@@ -20,9 +20,10 @@ const probe bus.Kind = 'h'
 
 // State of a lane.
 const (
-	laneOff     = iota
-	laneJoining // connected; Redis has not confirmed everything yet
-	laneProbing // everything is confirmed; the probe is under way
+	laneOff       = iota
+	laneConnected // can send answers; subscribed to nothing
+	laneJoining   // Redis has not confirmed everything yet
+	laneProbing   // everything is confirmed; the probe is under way
 	laneUp
 )
 
@@ -32,6 +33,8 @@ type lane struct {
 	n      int
 	prefix string // of the names of its channels, with the hash tag
 	self   bus.Channel
+
+	connected bool // once; run's own
 
 	wake  chan struct{} // something for flush
 	heard atomic.Int64  // when Redis was last heard, after Bus' start
@@ -104,7 +107,7 @@ func (l *lane) add(c bus.Channel) <-chan struct{} {
 	if s.wanted++; s.wanted == 1 {
 		l.touch(s)
 	}
-	if l.state != laneOff && s.told && s.pending == 0 {
+	if l.state >= laneJoining && s.told && s.pending == 0 {
 		return nil
 	}
 	if s.confirmed == nil {
@@ -120,7 +123,7 @@ func (l *lane) remove(c bus.Channel) {
 		return
 	}
 	if s.wanted--; s.wanted == 0 {
-		if l.state == laneOff {
+		if l.state < laneJoining {
 			l.forget(s)
 			return
 		}
@@ -155,7 +158,7 @@ func (l *lane) leave() <-chan struct{} {
 
 // touch has flush look at a channel; mu is held.
 func (l *lane) touch(s *sub) {
-	if !s.dirty && l.state != laneOff { // once it is connected it looks at all of them
+	if !s.dirty && l.state >= laneJoining { // which looks at all of them
 		s.dirty = true
 		l.dirty = append(l.dirty, s)
 		l.poke()
@@ -247,9 +250,14 @@ func (l *lane) receive(connection uint32) error {
 		_ = ps.Close()
 		return context.Canceled
 	}
-	l.join(ps, client)
+	l.ps, l.client, l.state = ps, client, laneConnected
 	l.mu.Unlock()
-	l.poke()
+	if err := l.waitForAll(); err != nil {
+		return err
+	}
+	if !l.join(connection) {
+		return context.Canceled
+	}
 	for {
 		got, err := ps.ReceiveTimeout(fallen, 0)
 		if err != nil {
@@ -269,9 +277,31 @@ func (l *lane) receive(connection uint32) error {
 	}
 }
 
-// join begins a new connection; mu is held.
-func (l *lane) join(ps *redis.PubSub, client *redis.Client) {
-	l.ps, l.client, l.state, l.missing = ps, client, laneJoining, 0
+// waitForAll waits until all lanes have been connected once. A node that is starting subscribes only then: it could not
+// answer a question of one lane in another.
+func (l *lane) waitForAll() error {
+	if !l.connected {
+		l.connected = true
+		if l.b.connecting.Add(-1) == 0 {
+			close(l.b.connected)
+		}
+	}
+	select {
+	case <-l.b.connected:
+		return nil
+	case <-l.b.ctx.Done():
+		return l.b.ctx.Err()
+	}
+}
+
+// join has everything subscribed to; false: the connection has failed.
+func (l *lane) join(connection uint32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.connection != connection {
+		return false
+	}
+	l.state, l.missing = laneJoining, 0
 	l.heard.Store(l.b.clock())
 	for _, s := range l.subs {
 		if s.wanted == 0 {
@@ -282,6 +312,7 @@ func (l *lane) join(ps *redis.PubSub, client *redis.Client) {
 		l.missing++
 		l.touch(s)
 	}
+	return true
 }
 
 // confirm takes a confirmation. false: Redis has ended a subscription by itself.

@@ -173,7 +173,7 @@ func (b *Bus) beat() {
 			l.put(l.self, l.probe(), nil)
 		}
 		l.mu.Unlock()
-		if state != laneOff && b.clock()-l.heard.Load() > int64(deafTimeout) {
+		if state >= laneJoining && b.clock()-l.heard.Load() > int64(deafTimeout) {
 			l.fail(connection, errors.New("Redis accepts what is published and does not hand it out"))
 		}
 	}
