@@ -205,6 +205,10 @@ func sendable(topic string) bool {
 	return ok && !strings.Contains(rest, "/")
 }
 
+// refusedID is what a client is called that is refused when mochi is about to let it in: mochi goes on with that, and would
+// end the connection of the client whose id it is. None has a control character.
+const refusedID = "\x00"
+
 // OnSessionEstablish ends an older connection of the device and connects it to the engine.
 func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	c := link.Of(cl)
@@ -231,6 +235,7 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 		_ = h.refuseSession(cl, err)
 		h.reg.Release(c, false)
 		cl.Stop(errRefused)
+		cl.ID = refusedID
 	}
 }
 

@@ -50,6 +50,16 @@ func newStamp() (s stamp) {
 	return s
 }
 
+// next is the first stamp after s.
+func (s stamp) next() stamp {
+	for i := len(s) - 1; i >= 0; i-- {
+		if s[i]++; s[i] != 0 {
+			break
+		}
+	}
+	return s
+}
+
 // question is what is asked before a connection is established.
 type question struct {
 	stamp stamp
@@ -133,13 +143,17 @@ func (r *Registry) clear(c *Conn, clean bool) error {
 	if r.bus == nil {
 		return nil
 	}
-	client := c.Client.ID
+	client := c.Session.Client
 	ctx, cancel := context.WithTimeout(context.Background(), claimWait)
 	defer cancel()
 	mine := &claim{stamp: newStamp(), cancel: cancel}
 	r.mu.Lock()
 	if old := r.claims[client]; old != nil {
 		old.beat(ErrBeaten)
+		// What the old one has beaten must not beat this one, or nobody would be left.
+		if bytes.Compare(old.stamp[:], mine.stamp[:]) >= 0 {
+			mine.stamp = old.stamp.next()
+		}
 	}
 	r.claims[client] = mine
 	c.claim = mine
@@ -163,7 +177,7 @@ func (r *Registry) question(ctx context.Context, c *Conn, q *question) error {
 		return nil
 	}
 	// Errors: who cannot be reached is kept from harm by the store's claim.
-	answers, _ := r.bus.Ask(ctx, bus.Channel{Kind: bus.Client, Name: c.Client.ID}, claimTopic, q.encode())
+	answers, _ := r.bus.Ask(ctx, bus.Channel{Kind: bus.Client, Name: c.Session.Client}, claimTopic, q.encode())
 	var err error
 	for _, a := range answers {
 		switch {
@@ -179,8 +193,8 @@ func (r *Registry) question(ctx context.Context, c *Conn, q *question) error {
 
 // unclaim ends c's claim, for better or worse. mu is held.
 func (r *Registry) unclaim(c *Conn) {
-	if c.claim != nil && r.claims[c.Client.ID] == c.claim {
-		delete(r.claims, c.Client.ID)
+	if c.claim != nil && r.claims[c.Session.Client] == c.claim {
+		delete(r.claims, c.Session.Client)
 	}
 	c.claim = nil
 }
@@ -246,7 +260,7 @@ func (r *Registry) yield(client string, q *question) byte {
 
 // claim has it stored that the client is this connection's: before anything of its session is read.
 func (r *Registry) claim(ctx context.Context, c *Conn) error {
-	x := &store.Claim{Client: c.Client.ID}
+	x := &store.Claim{Client: c.Session.Client}
 	if err := r.journal.Do(ctx, func(b *store.Batch) { b.Claims = append(b.Claims, x) }); err != nil {
 		return err
 	}
@@ -270,7 +284,7 @@ func AddFence(b *store.Batch, client string, epoch uint64) {
 }
 
 // fence has a batch speak for the connection's client.
-func (c *Conn) fence(b *store.Batch) { AddFence(b, c.Client.ID, c.Epoch()) }
+func (c *Conn) fence(b *store.Batch) { AddFence(b, c.Session.Client, c.Epoch()) }
 
 // Superseded ends the connection of a client if it was made with an epoch up to the given one: another node has made
 // a later claim.
@@ -309,7 +323,7 @@ type delayedWill struct {
 // DelayWill has f called after the delay, unless the session is resumed before, on any node [MQTT-3.1.3-9]; at once where
 // a new session takes its place.
 func (c *Conn) DelayWill(delay time.Duration, f func()) {
-	r, client := c.reg, c.Client.ID
+	r, client := c.reg, c.Session.Client
 	r.Hold(client)
 	r.mu.Lock()
 	defer r.mu.Unlock()

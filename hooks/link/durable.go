@@ -38,7 +38,7 @@ func (r *Registry) resume(c *Conn, s *Session, clean, persistent bool) (present 
 	st := r.journal.Store
 	if r.bus != nil {
 		if !persistent { // where nothing is stored there is nothing to claim
-			if _, err := st.Session(ctx, c.Client.ID); errors.Is(err, store.ErrNotFound) {
+			if _, err := st.Session(ctx, c.Session.Client); errors.Is(err, store.ErrNotFound) {
 				return false, nil
 			} else if err != nil {
 				return false, err
@@ -48,7 +48,7 @@ func (r *Registry) resume(c *Conn, s *Session, clean, persistent bool) (present 
 			return false, err
 		}
 	}
-	rec, err := st.Session(ctx, c.Client.ID)
+	rec, err := st.Session(ctx, c.Session.Client)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		if !persistent {
@@ -62,16 +62,16 @@ func (r *Registry) resume(c *Conn, s *Session, clean, persistent bool) (present 
 	case clean:
 		return false, r.begin(c, s, persistent)
 	}
-	subs, err := st.Subscriptions(ctx, c.Client.ID)
+	subs, err := st.Subscriptions(ctx, c.Session.Client)
 	if err != nil {
 		return false, err
 	}
-	inbound, err := st.Inbound(ctx, c.Client.ID)
+	inbound, err := st.Inbound(ctx, c.Session.Client)
 	if err != nil {
 		return false, err
 	}
 	r.mu.Lock()
-	parked := r.parking.take(c.Client.ID)
+	parked := r.parking.take(c.Session.Client)
 	r.mu.Unlock()
 	s.mu.Lock()
 	if parked.epoch == 0 || parked.epoch+1 == c.Epoch() { // else it has been connected to another node since

@@ -144,7 +144,7 @@ func (c *Conn) Records(p *Inbound) *store.Inbound {
 		return nil
 	}
 	c.in.at(p.Ticket).recorded = true
-	return &store.Inbound{Client: c.Client.ID, ID: p.ID}
+	return &store.Inbound{Client: c.Session.Client, ID: p.ID}
 }
 
 // Fail says that a publish was not kept and will not be answered: the connection is about to end, and the client is to

@@ -201,7 +201,7 @@ func (r *Registry) Establish(c *Conn, clean, persistent bool) (present bool, err
 		present, err = r.resume(c, s, clean, persistent)
 	}
 	if err == nil {
-		r.settleWill(c.Client.ID, present)
+		r.settleWill(c.Session.Client, present)
 	}
 	return present, err
 }
@@ -222,8 +222,8 @@ func (r *Registry) take(c *Conn, clean, persistent bool) (s *Session, present bo
 			return nil, false, ErrForeign
 		}
 		if s == nil {
-			s = &Session{Client: c.Client.ID, User: c.User}
-			r.sessions[c.Client.ID] = s
+			s = &Session{Client: c.Session.Client, User: c.User}
+			r.sessions[c.Session.Client] = s
 		}
 		c.Session = s
 		s.mu.Lock()
@@ -307,7 +307,7 @@ func (r *Registry) release(c *Conn, ended bool) {
 	c.letGo.Do(func() {
 		r.releaseOnce(c, ended)
 		if c.holds.Load() {
-			r.Unhold(c.Client.ID)
+			r.Unhold(c.Session.Client)
 		}
 	})
 }

@@ -17,6 +17,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/mqim/mqim/bus/bustest"
 	imhook "github.com/mqim/mqim/hooks/im"
 	"github.com/mqim/mqim/hooks/link"
 	engine "github.com/mqim/mqim/im"
@@ -125,15 +126,21 @@ type setup struct {
 	inline    bool
 	queues    store.QueueLimits
 	wrap      func(store.Store) store.Store // nil: the hook has the store itself
+	shared    *pebble.Store                 // nil: a new one
+	bus       *bustest.Node                 // nil: it is alone
 }
 
 func newRig(tb testing.TB, o setup) *rig {
 	tb.Helper()
 	log := slog.New(slog.DiscardHandler)
-	st, err := pebble.Open(pebble.Options{Path: "data", FS: vfs.NewMem(), Retention: store.Retention{Topics: o.queues}, Logger: log, FreeSpace: func() (uint64, error) { return 1 << 40, nil }})
-	if err != nil {
-		tb.Fatal(err)
+	st := o.shared
+	if st == nil {
+		st = openStore(tb, o)
 	}
+	if o.wrap == nil {
+		o.wrap = func(s store.Store) store.Store { return s }
+	}
+	wrapped := o.wrap(st)
 	e := engine.New(st, engine.Config{Log: log})
 	caps := mqtt.NewDefaultServerCapabilities()
 	caps.MaximumMessageExpiryInterval = 0
@@ -145,10 +152,11 @@ func newRig(tb testing.TB, o setup) *rig {
 	}
 	reg := link.NewRegistry(o.transport)
 	im := imhook.New(e, imhook.Options{Registry: reg, Log: log})
-	if o.wrap == nil {
-		o.wrap = func(s store.Store) store.Store { return s }
+	o.Registry, o.Store, o.Log, o.Metrics = reg, wrapped, log, r.counts
+	if o.bus != nil {
+		reg.Cluster(o.bus)
+		o.Bus = o.bus
 	}
-	o.Registry, o.Store, o.Log, o.Metrics = reg, o.wrap(st), log, r.counts
 	o.Allow = func(_ *mqtt.Client, topic string, _ bool) bool { return r.rules.allowed(topic) }
 	r.hook = New(r.server, o.Options)
 	reg.Exclusive()
@@ -189,11 +197,23 @@ func newRig(tb testing.TB, o setup) *rig {
 		if err := e.Close(context.Background()); err != nil {
 			tb.Error(err)
 		}
+	})
+	return r
+}
+
+// openStore returns a store that is closed with the test.
+func openStore(tb testing.TB, o setup) *pebble.Store {
+	tb.Helper()
+	st, err := pebble.Open(pebble.Options{Path: "data", FS: vfs.NewMem(), Retention: store.Retention{Topics: o.queues}, Logger: slog.New(slog.DiscardHandler), FreeSpace: func() (uint64, error) { return 1 << 40, nil }})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
 		if err := st.Close(); err != nil {
 			tb.Error(err)
 		}
 	})
-	return r
+	return st
 }
 
 // peer is a client. Its methods fail the test if the other side does not do as expected.
@@ -247,6 +267,24 @@ func (r *rig) dial() net.Conn {
 // open sends CONNECT and returns CONNACK.
 func (r *rig) open(name string, how ...connect) (*peer, packets.Packet) {
 	r.Helper()
+	p := r.begin(name, how...)
+	ack := p.expect(packets.Connack)
+	p.present = ack.SessionPresent
+	return p, ack
+}
+
+// attempt is open for a client that may not be let in, or be taken over before it is.
+func (r *rig) attempt(name string, how ...connect) (p *peer, ok bool) {
+	r.Helper()
+	p = r.begin(name, how...)
+	ack, err := p.read()
+	p.present = ack.SessionPresent
+	return p, err == nil && ack.FixedHeader.Type == packets.Connack && ack.ReasonCode == 0
+}
+
+// begin sends CONNECT.
+func (r *rig) begin(name string, how ...connect) *peer {
+	r.Helper()
 	pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Connect}, ProtocolVersion: 4}
 	pk.Connect = packets.ConnectParams{ProtocolName: []byte("MQTT"), Clean: true, ClientIdentifier: name, Keepalive: 0}
 	for _, f := range how {
@@ -256,9 +294,7 @@ func (r *rig) open(name string, how ...connect) (*peer, packets.Packet) {
 	p.r = bufio.NewReader(p.conn)
 	r.Cleanup(func() { _ = p.conn.Close() })
 	p.send(pk)
-	ack := p.expect(packets.Connack)
-	p.present = ack.SessionPresent
-	return p, ack
+	return p
 }
 
 // connect is open for a client that is let in.

@@ -1,0 +1,449 @@
+package topics
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/bus"
+	"github.com/mqim/mqim/bus/bustest"
+	"github.com/mqim/mqim/store"
+)
+
+// ledger is what several processes share of claims, and who has stored which will. It stands for what a database does.
+type ledger struct {
+	mu     sync.Mutex
+	epochs map[string]uint64
+	wills  map[string]*process
+	writes uint64
+}
+
+// process is one process's connection to the store.
+type process struct {
+	store.Store
+	l    *ledger
+	dead bool // guarded by l.mu
+}
+
+// fences reports for which clients a batch does not speak any more; mu is held.
+func (l *ledger) fences(list []*store.Fence) map[string]bool {
+	with, out := map[string]uint64{}, map[string]bool{}
+	for _, f := range list {
+		with[f.Client] = max(with[f.Client], f.Epoch)
+		f.Lost = f.Epoch < l.epochs[f.Client]
+	}
+	for client, epoch := range with {
+		out[client] = epoch < l.epochs[client]
+	}
+	return out
+}
+
+func without[T any](list []T, out map[string]bool, client func(*T) string) []T {
+	return slices.DeleteFunc(slices.Clone(list), func(x T) bool { return out[client(&x)] })
+}
+
+func (p *process) Commit(ctx context.Context, b *store.Batch) error {
+	p.l.mu.Lock()
+	defer p.l.mu.Unlock()
+	if p.dead {
+		return store.ErrUnavailable
+	}
+	for _, c := range b.Claims {
+		p.l.epochs[c.Client]++
+		c.Epoch = p.l.epochs[c.Client]
+	}
+	out := p.l.fences(b.Fences)
+	c := *b
+	c.Claims, c.Fences = nil, nil
+	c.Sessions = without(b.Sessions, out, func(x *store.Session) string { return x.Client })
+	c.Subscribes = without(b.Subscribes, out, func(x *store.Subscription) string { return x.Client })
+	c.Unsubscribes = without(b.Unsubscribes, out, func(x *store.Subscription) string { return x.Client })
+	c.Passed = without(b.Passed, out, func(x *store.Passed) string { return x.Client })
+	c.Outbound = without(b.Outbound, out, func(x *store.Outbound) string { return x.Client })
+	c.Inbound = without(b.Inbound, out, func(x *store.Inbound) string { return x.Client })
+	c.Wills = without(b.Wills, out, func(x *store.Will) string { return x.Client })
+	for _, x := range b.Publishes {
+		if x.Inbound != nil && out[x.Inbound.Client] {
+			x.Inbound = nil
+		}
+	}
+	err := p.Store.Commit(ctx, &c)
+	if err == nil {
+		if len(b.Publishes) > 0 {
+			p.l.writes++
+		}
+		for _, w := range c.Wills {
+			p.l.wills[w.Client] = p
+		}
+	}
+	return err
+}
+
+func (p *process) Writes(context.Context) (uint64, error) {
+	p.l.mu.Lock()
+	defer p.l.mu.Unlock()
+	return p.l.writes, nil
+}
+
+func (p *process) Epochs(_ context.Context, clients []string, dst []uint64) ([]uint64, error) {
+	p.l.mu.Lock()
+	defer p.l.mu.Unlock()
+	for _, c := range clients {
+		dst = append(dst, p.l.epochs[c])
+	}
+	return dst, nil
+}
+
+func (p *process) Wills(ctx context.Context, after string, limit int) ([]store.Will, error) {
+	list, err := p.Store.Wills(ctx, after, limit)
+	p.l.mu.Lock()
+	defer p.l.mu.Unlock()
+	for i := range list {
+		q := p.l.wills[list[i].Client]
+		list[i].Held = q != nil && q != p && !q.dead
+	}
+	return list, err
+}
+
+// swarm is a cluster.
+type swarm struct {
+	testing.TB
+	hub   *bustest.Hub
+	l     *ledger
+	nodes []*rig
+	buses []*bustest.Node
+	procs []*process
+}
+
+func newSwarm(tb testing.TB, n int, o setup) *swarm {
+	tb.Helper()
+	s := &swarm{TB: tb, hub: bustest.NewHub(), l: &ledger{epochs: map[string]uint64{}, wills: map[string]*process{}}}
+	o.shared = openStore(tb, o)
+	for i := range n {
+		o := o
+		o.bus = s.hub.Join(fmt.Sprint("n", i+1))
+		tb.Cleanup(o.bus.Leave)
+		p := &process{l: s.l}
+		inner := o.wrap
+		o.wrap = func(st store.Store) store.Store {
+			p.Store = st
+			if inner != nil {
+				p.Store = inner(st)
+			}
+			return p
+		}
+		s.nodes, s.buses, s.procs = append(s.nodes, newRig(tb, o)), append(s.buses, o.bus), append(s.procs, p)
+	}
+	s.ready()
+	return s
+}
+
+// ready waits until the nodes know each other.
+func (s *swarm) ready() {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, r := range s.nodes {
+		if err := r.hook.Ready(ctx); err != nil {
+			s.Fatal(err)
+		}
+	}
+}
+
+// kill ends a node as kill -9 does: the others see it go, its clients too, and nothing of it is stored any more.
+func (s *swarm) kill(i int) {
+	s.l.mu.Lock()
+	s.procs[i].dead = true
+	s.l.mu.Unlock()
+	s.buses[i].Leave()
+}
+
+// What is published on one node right after SUBACK on another is delivered, whatever the kind of session.
+func TestSubscribeThenPublishElsewhere(t *testing.T) {
+	s := newSwarm(t, 2, setup{})
+	sub, stored, pub := s.nodes[1].connect("sub"), s.nodes[1].connect("stored", persistent), s.nodes[0].connect("pub")
+	for i := range 1000 {
+		topic, text := fmt.Sprint("t/", i%97, "/", i), fmt.Sprint(i)
+		filter := topic
+		if i%3 == 1 {
+			filter = fmt.Sprint("t/+/", i)
+		}
+		qos := byte(i % 3)
+		pub.publish(topic, "before", 1) // remembers that nobody is there
+		sub.subscribe(filter, 2)
+		stored.subscribe(filter, 2)
+		pub.publish(topic, text, qos)
+		sub.message(text)
+		stored.message(text)
+		sub.unsubscribe(filter)
+		stored.unsubscribe(filter)
+		pub.publish(topic, "after", qos)
+	}
+	sub.ping()
+	stored.ping()
+}
+
+// Options of a subscription hold across nodes as they do within one.
+func TestPropertiesAcrossNodes(t *testing.T) {
+	s := newSwarm(t, 2, setup{})
+	for _, how := range [][]connect{{v5}, {expiry(100)}} {
+		sub, pub := s.nodes[1].connect("sub", how...), s.nodes[0].connect("pub", v5)
+		sub.subscribe("a/#", 1, func(x *packets.Subscription) { x.Identifier, x.RetainAsPublished, x.RetainHandling = 7, true, 2 })
+		sub.subscribe("a/b", 0, func(x *packets.Subscription) { x.Identifier, x.NoLocal, x.RetainHandling = 9, true, 2 })
+		for qos := range byte(3) {
+			pub.publish("a/b", "m", qos, func(pk *packets.Packet) {
+				pk.FixedHeader.Retain = true
+				pk.Properties.MessageExpiryInterval, pk.Properties.ContentType = 100, "text/x"
+				pk.Properties.User = []packets.UserProperty{{Key: "k", Val: "v"}}
+			})
+			got := sub.message("m")
+			ids := slices.Sorted(slices.Values(got.Properties.SubscriptionIdentifier))
+			if !got.FixedHeader.Retain || got.FixedHeader.Qos != min(qos, 1) || !slices.Equal(ids, []int{7, 9}) || got.Properties.ContentType != "text/x" ||
+				len(got.Properties.User) != 1 || got.Properties.MessageExpiryInterval == 0 || got.Properties.MessageExpiryInterval > 100 {
+				t.Errorf("at QoS %d: got %+v %+v", qos, got.FixedHeader, got.Properties)
+			}
+		}
+		pub.subscribe("a/b", 1, func(x *packets.Subscription) { x.NoLocal = true; x.RetainHandling = 2 })
+		pub.publish("a/b", "own", 1)
+		pub.ping()
+		sub.message("own")
+		pub.disconnect(0)
+		sub.disconnect(0)
+		s.nodes[0].gone("pub")
+	}
+}
+
+// A retained message is there for who subscribes on another node after PUBACK.
+func TestRetainedAcrossNodes(t *testing.T) {
+	s := newSwarm(t, 2, setup{})
+	pub, sub := s.nodes[0].connect("pub"), s.nodes[1].connect("sub")
+	for i := range 50 {
+		topic := fmt.Sprint("r/", i)
+		pub.publish(topic, "kept", 1, retain)
+		sub.subscribe(topic, 1)
+		if got := sub.message("kept"); !got.FixedHeader.Retain {
+			t.Fatal("got a message that is not retained")
+		}
+	}
+}
+
+// $SYS is of one node.
+func TestSystemStaysHere(t *testing.T) {
+	system := []SystemTopic{{Topic: "$SYS/x", Value: func() string { return "1" }}}
+	s := newSwarm(t, 2, setup{Options: Options{System: system}})
+	here, there := s.nodes[0].connect("here"), s.nodes[1].connect("there")
+	here.subscribe("$SYS/#", 0)
+	there.subscribe("$SYS/#", 0)
+	here.message("1")
+	there.message("1")
+	s.nodes[0].hook.PublishSystem()
+	here.message("1")
+	there.ping()
+}
+
+// What the bus does not take is counted, where somebody wanted it.
+func TestUnreachableIsCounted(t *testing.T) {
+	s := newSwarm(t, 2, setup{})
+	pub, sub := s.nodes[0].connect("pub"), s.nodes[1].connect("sub")
+	sub.subscribe("t", 1)
+	s.buses[0].Cut(true)
+	pub.publish("t", "lost", 1)
+	pub.publish("u", "of no interest", 1)
+	s.nodes[0].until("the loss is counted", func() bool { return s.nodes[0].counts.drops(dropUnreachable) == 1 })
+	s.buses[0].Cut(false)
+	s.ready()
+	pub.publish("t", "m", 1)
+	sub.message("m")
+	if n := s.nodes[0].counts.drops(dropUnreachable); n != 1 {
+		t.Errorf("got %d losses, want 1", n)
+	}
+}
+
+// Changes that are lost are told again within seconds.
+func TestLostChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, 2, setup{pipes: true})
+		sub, pub := s.nodes[1].connect("sub"), s.nodes[0].connect("pub")
+		s.hub.Drop(func(_ string, m *bus.Message) bool {
+			return m.Topic == busTopic && len(m.Payload) > 0 && m.Payload[0] == sayChanges
+		})
+		began := time.Now()
+		sub.subscribe("t", 1)
+		if d := time.Since(began); d > 1100*time.Millisecond {
+			t.Errorf("SUBACK came after %v, want a second at most", d)
+		}
+		time.Sleep(2 * versionEvery)
+		pub.publish("t", "m", 1)
+		sub.message("m")
+		s.hub.Drop(nil)
+		sub.subscribe("u", 1)
+		pub.publish("u", "n", 1)
+		sub.message("n")
+	})
+}
+
+// A hint that is lost costs a stored session time, and nothing else.
+func TestLostHints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, 2, setup{pipes: true})
+		sub, pub := s.nodes[1].connect("sub", persistent), s.nodes[0].connect("pub")
+		sub.subscribe("t", 1)
+		s.hub.Drop(func(string, *bus.Message) bool { return true })
+		pub.publish("t", "1", 1)
+		pub.publish("t", "2", 2)
+		time.Sleep(31 * time.Second)
+		sub.message("1")
+		sub.message("2")
+	})
+}
+
+// A client that has gone to another node while neither could tell is found by the look, and loses nothing.
+func TestLookFindsLaterClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, 2, setup{pipes: true})
+		old := s.nodes[0].connect("c", expiry(100), testament("will", "wrong", 1, false, 0))
+		old.subscribe("t", 1)
+		watch := s.nodes[0].connect("watch", persistent)
+		watch.subscribe("will", 1)
+		s.buses[0].Cut(true)
+		now := s.nodes[1].connect("c", expiry(100), testament("will", "right", 1, false, 0))
+		if !now.present {
+			t.Error("the session was not resumed")
+		}
+		time.Sleep(29 * time.Second)
+		if pk := old.expect(packets.Disconnect); pk.ReasonCode != packets.ErrSessionTakenOver.Code {
+			t.Errorf("DISCONNECT: got %#x, want 0x8e", pk.ReasonCode)
+		}
+		s.buses[0].Cut(false)
+		s.ready()
+		s.nodes[0].connect("pub").publish("t", "m", 1)
+		now.message("m")
+		watch.message("wrong") // of the connection that was taken over, published by who took it
+		_ = now.conn.Close()
+		watch.message("right")
+		watch.ping()
+	})
+}
+
+// A client that connects to another node has its session there, and its old connection is told.
+func TestTakeOverAcrossNodes(t *testing.T) {
+	s := newSwarm(t, 2, setup{})
+	pub := s.nodes[0].connect("pub")
+	old := s.nodes[0].connect("c", expiry(100))
+	old.subscribe("t", 2)
+	for i := range 5 {
+		pub.publish("t", fmt.Sprint(i), 1)
+	}
+	old.message("0")
+	second := old.expect(packets.Publish)
+	now := s.nodes[1].connect("c", expiry(100))
+	if !now.present {
+		t.Error("the session was not resumed")
+	}
+	for {
+		if pk := old.next(); pk.FixedHeader.Type == packets.Disconnect {
+			if pk.ReasonCode != packets.ErrSessionTakenOver.Code {
+				t.Errorf("DISCONNECT: got %#x, want 0x8e", pk.ReasonCode)
+			}
+			break
+		}
+	}
+	if again := now.message("1"); again.PacketID != second.PacketID || !again.FixedHeader.Dup {
+		t.Errorf("what was not acknowledged came with id %d, DUP %v; want %d, true", again.PacketID, again.FixedHeader.Dup, second.PacketID)
+	}
+	for i := 2; i < 5; i++ {
+		now.message(fmt.Sprint(i))
+	}
+	if n := s.buses[0].Subscribed(bus.Channel{Kind: bus.Client, Name: "c"}); n != 0 {
+		t.Errorf("the node that has let go is subscribed to the client %d times, want 0", n)
+	}
+	if n := s.buses[1].Subscribed(bus.Channel{Kind: bus.Client, Name: "c"}); n != 1 {
+		t.Errorf("the node that has it is subscribed to the client %d times, want 1", n)
+	}
+	if n := s.nodes[0].counts.drops(dropEnded); n != 0 {
+		t.Errorf("%d messages dropped", n)
+	}
+}
+
+// A client id is one user's in the whole cluster.
+func TestForeignAcrossNodes(t *testing.T) {
+	s := newSwarm(t, 2, setup{})
+	as := func(user string) connect {
+		return func(pk *packets.Packet) { pk.Connect.UsernameFlag, pk.Connect.Username = true, []byte(user) }
+	}
+	mine := s.nodes[0].connect("c", as("alice"), v5)
+	if _, ack := s.nodes[1].open("c", as("bob"), v5); ack.ReasonCode != packets.ErrClientIdentifierNotValid.Code {
+		t.Errorf("CONNACK on 5: got %#x, want 0x85", ack.ReasonCode)
+	}
+	if _, ack := s.nodes[1].open("c", as("bob")); ack.ReasonCode != 2 {
+		t.Errorf("CONNACK on 3.1.1: got %#x, want 0x02", ack.ReasonCode)
+	}
+	mine.ping()
+	s.nodes[1].connect("c", as("alice"))
+	if pk := mine.expect(packets.Disconnect); pk.ReasonCode != packets.ErrSessionTakenOver.Code {
+		t.Errorf("DISCONNECT: got %#x, want 0x8e", pk.ReasonCode)
+	}
+}
+
+// Of connections that are made at the same time on two nodes exactly one stays.
+func TestConnectAtOnce(t *testing.T) {
+	s := newSwarm(t, 2, setup{})
+	for round := range 200 {
+		how := []connect{v5}
+		if round%2 == 1 {
+			how = []connect{expiry(100)}
+		}
+		alive := make(chan *peer, 4)
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				if p, ok := s.nodes[i%2].attempt("c", how...); ok {
+					alive <- p
+				}
+			})
+		}
+		wg.Wait()
+		close(alive)
+		stays := make(chan *peer, 4)
+		for p := range alive {
+			wg.Go(func() {
+				p.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
+				for {
+					switch pk, err := p.read(); {
+					case err != nil:
+						return
+					case pk.FixedHeader.Type == packets.Pingresp:
+						// It may be about to be told.
+						s.nodes[0].until("one lets go", func() bool {
+							taken := 0
+							for _, r := range s.nodes {
+								if r.hook.opt.Registry.Taken("c") {
+									taken++
+								}
+							}
+							return taken == 1
+						})
+						p.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingreq}})
+						if pk, err := p.read(); err == nil && pk.FixedHeader.Type == packets.Pingresp {
+							stays <- p
+						}
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if n := len(stays); n != 1 {
+			t.Fatalf("round %d: %d connections stay, want 1", round, n)
+		}
+		(<-stays).disconnect(0)
+		s.nodes[0].gone("c")
+		s.nodes[1].gone("c")
+	}
+}
