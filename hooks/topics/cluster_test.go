@@ -16,12 +16,10 @@ import (
 	"github.com/mqim/mqim/store"
 )
 
-// ledger is what several processes share of claims, and who has stored which will. It stands for what a database does.
+// ledger is what several processes share of who has stored which will. It stands for what a database does.
 type ledger struct {
-	mu     sync.Mutex
-	epochs map[string]uint64
-	wills  map[string]*process
-	writes uint64
+	mu    sync.Mutex
+	wills map[string]*process
 }
 
 // process is one process's connection to the store.
@@ -31,73 +29,26 @@ type process struct {
 	dead bool // guarded by l.mu
 }
 
-// fences reports for which clients a batch does not speak any more; mu is held.
-func (l *ledger) fences(list []*store.Fence) map[string]bool {
-	with, out := map[string]uint64{}, map[string]bool{}
-	for _, f := range list {
-		with[f.Client] = max(with[f.Client], f.Epoch)
-		f.Lost = f.Epoch < l.epochs[f.Client]
-	}
-	for client, epoch := range with {
-		out[client] = epoch < l.epochs[client]
-	}
-	return out
-}
-
-func without[T any](list []T, out map[string]bool, client func(*T) string) []T {
-	return slices.DeleteFunc(slices.Clone(list), func(x T) bool { return out[client(&x)] })
-}
-
 func (p *process) Commit(ctx context.Context, b *store.Batch) error {
 	p.l.mu.Lock()
 	defer p.l.mu.Unlock()
 	if p.dead {
 		return store.ErrUnavailable
 	}
-	for _, c := range b.Claims {
-		p.l.epochs[c.Client]++
-		c.Epoch = p.l.epochs[c.Client]
+	err := p.Store.Commit(ctx, b)
+	if err != nil {
+		return err
 	}
-	out := p.l.fences(b.Fences)
-	c := *b
-	c.Claims, c.Fences = nil, nil
-	c.Sessions = without(b.Sessions, out, func(x *store.Session) string { return x.Client })
-	c.Subscribes = without(b.Subscribes, out, func(x *store.Subscription) string { return x.Client })
-	c.Unsubscribes = without(b.Unsubscribes, out, func(x *store.Subscription) string { return x.Client })
-	c.Passed = without(b.Passed, out, func(x *store.Passed) string { return x.Client })
-	c.Outbound = without(b.Outbound, out, func(x *store.Outbound) string { return x.Client })
-	c.Inbound = without(b.Inbound, out, func(x *store.Inbound) string { return x.Client })
-	c.Wills = without(b.Wills, out, func(x *store.Will) string { return x.Client })
-	for _, x := range b.Publishes {
-		if x.Inbound != nil && out[x.Inbound.Client] {
-			x.Inbound = nil
-		}
+	lost := map[string]bool{}
+	for _, f := range b.Fences {
+		lost[f.Client] = f.Lost
 	}
-	err := p.Store.Commit(ctx, &c)
-	if err == nil {
-		if len(b.Publishes) > 0 {
-			p.l.writes++
-		}
-		for _, w := range c.Wills {
+	for _, w := range b.Wills {
+		if !lost[w.Client] {
 			p.l.wills[w.Client] = p
 		}
 	}
-	return err
-}
-
-func (p *process) Writes(context.Context) (uint64, error) {
-	p.l.mu.Lock()
-	defer p.l.mu.Unlock()
-	return p.l.writes, nil
-}
-
-func (p *process) Epochs(_ context.Context, clients []string, dst []uint64) ([]uint64, error) {
-	p.l.mu.Lock()
-	defer p.l.mu.Unlock()
-	for _, c := range clients {
-		dst = append(dst, p.l.epochs[c])
-	}
-	return dst, nil
+	return nil
 }
 
 func (p *process) Wills(ctx context.Context, after string, limit int) ([]store.Will, error) {
@@ -123,7 +74,7 @@ type swarm struct {
 
 func newSwarm(tb testing.TB, n int, o setup) *swarm {
 	tb.Helper()
-	s := &swarm{TB: tb, hub: bustest.NewHub(), l: &ledger{epochs: map[string]uint64{}, wills: map[string]*process{}}}
+	s := &swarm{TB: tb, hub: bustest.NewHub(), l: &ledger{wills: map[string]*process{}}}
 	o.shared = openStore(tb, o)
 	for i := range n {
 		o := o
@@ -311,12 +262,13 @@ func TestLookFindsLaterClaim(t *testing.T) {
 		old.subscribe("t", 1)
 		watch := s.nodes[0].connect("watch", persistent)
 		watch.subscribe("will", 1)
+		time.Sleep(10 * time.Second) // what is written behind is written, and finds no later claim
 		s.buses[0].Cut(true)
 		now := s.nodes[1].connect("c", expiry(100), testament("will", "right", 1, false, 0))
 		if !now.present {
 			t.Error("the session was not resumed")
 		}
-		time.Sleep(29 * time.Second)
+		time.Sleep(15 * time.Second)
 		if pk := old.expect(packets.Disconnect); pk.ReasonCode != packets.ErrSessionTakenOver.Code {
 			t.Errorf("DISCONNECT: got %#x, want 0x8e", pk.ReasonCode)
 		}
@@ -446,4 +398,133 @@ func TestConnectAtOnce(t *testing.T) {
 		s.nodes[0].gone("c")
 		s.nodes[1].gone("c")
 	}
+}
+
+// A shared subscription has one member for each message in the whole cluster; those who are connected come first, and each
+// gets its share.
+func TestSharedAcrossNodes(t *testing.T) {
+	s := newSwarm(t, 3, setup{})
+	const each = 40
+	counts := map[string]int{}
+	var peers []*peer
+	member := func(node int, name string, how ...connect) {
+		p := s.nodes[node].connect(name, how...)
+		p.subscribe("$share/g/t/+", 1)
+		peers = append(peers, p)
+	}
+	member(0, "clean0")
+	member(1, "clean1")
+	member(1, "clean1b")
+	member(2, "stored2", persistent)
+	member(0, "stored0", persistent)
+	away := s.nodes[2].connect("away", persistent)
+	away.subscribe("$share/g/t/+", 1)
+	away.disconnect(0)
+	s.nodes[2].gone("away")
+	for i := range s.nodes {
+		pub := s.nodes[i].connect(fmt.Sprint("pub", i))
+		for j := range each * len(peers) {
+			pub.publish(fmt.Sprint("t/", j%3), fmt.Sprint(i, ".", j), byte(j%2)) // QoS 0 too
+		}
+		pub.ping()
+	}
+	var mu sync.Mutex
+	seen := map[string]string{}
+	total := len(s.nodes) * each * len(peers)
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for _, p := range peers {
+		wg.Go(func() {
+			for {
+				pk, err := p.read()
+				if err != nil {
+					return
+				}
+				p.ack(pk)
+				mu.Lock()
+				if by := seen[string(pk.Payload)]; by != "" {
+					t.Errorf("%s came to %s and to %s", pk.Payload, by, p.name)
+				}
+				seen[string(pk.Payload)] = p.name
+				if counts[p.name]++; len(seen) == total {
+					close(done)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	select {
+	case <-done:
+	case <-time.After(patience):
+		mu.Lock()
+		t.Errorf("%d of %d messages came", len(seen), total)
+		mu.Unlock()
+	}
+	for _, p := range peers {
+		_ = p.conn.Close()
+	}
+	wg.Wait()
+	for _, p := range peers {
+		if n := counts[p.name]; n < total/len(peers)/2 {
+			t.Errorf("%s got %d of %d messages, want about %d", p.name, n, total, total/len(peers))
+		}
+	}
+}
+
+// When the members of a node are gone before it hears of its turn, the message is counted as lost.
+func TestSharedMemberGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, 2, setup{pipes: true})
+		sub, pub := s.nodes[1].connect("sub"), s.nodes[0].connect("pub")
+		sub.subscribe("$share/g/t", 1)
+		s.hub.Drop(func(_ string, m *bus.Message) bool { return len(m.Payload) > 0 && m.Payload[0] == sayChanges })
+		sub.disconnect(0)
+		s.nodes[1].gone("sub")
+		pub.publish("t", "m", 1)
+		s.nodes[1].until("the loss is counted", func() bool { return s.nodes[1].counts.drops(dropEnded) == 1 })
+	})
+}
+
+// A will waits for its delay wherever its client comes back, and is published where its node has died.
+func TestWillsAcrossNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, 3, setup{pipes: true})
+		watch := s.nodes[1].connect("watch")
+		watch.subscribe("will/#", 1)
+		mortal := func(node int, name string, delay uint32) *peer {
+			return s.nodes[node].connect(name, expiry(300), testament("will/"+name, "will of "+name, 1, false, delay))
+		}
+		// Back on another node in time.
+		p := mortal(0, "back", 20)
+		_ = p.conn.Close()
+		s.nodes[0].gone("back")
+		p = s.nodes[1].connect("back", expiry(300))
+		time.Sleep(time.Minute)
+		watch.ping()
+		// Not back.
+		_ = mortal(0, "late", 20).conn.Close()
+		time.Sleep(19 * time.Second)
+		watch.ping()
+		watch.message("will of late")
+		// Back with a new session.
+		q := mortal(0, "anew", 20)
+		_ = q.conn.Close()
+		s.nodes[0].gone("anew")
+		s.nodes[1].connect("anew", v5)
+		watch.message("will of anew")
+		// Its node dies; one of the two clients comes back to another.
+		mortal(0, "orphan", 5)
+		mortal(0, "saved", 40)
+		mortal(0, "rescued", 40)
+		s.kill(0)
+		r := s.nodes[2].connect("rescued", expiry(300)) // before the others have looked
+		watch.message("will of orphan")
+		time.Sleep(20 * time.Second)
+		q = s.nodes[2].connect("saved", expiry(300))
+		time.Sleep(time.Minute)
+		watch.ping()
+		p.ping()
+		q.ping()
+		r.ping()
+	})
 }

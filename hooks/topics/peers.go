@@ -584,6 +584,7 @@ func (h *Hook) Ready(ctx context.Context) error {
 	if c == nil {
 		return nil
 	}
+	c.reconcile()
 	for {
 		c.pmu.RLock()
 		synced, ready := c.synced, true

@@ -55,7 +55,7 @@ func (c *cluster) forward(d *delivery) {
 			groups = append(groups, toNode{t.node, t.group.filter})
 			want(t.node, wantClean)
 		default:
-			if min(t.qos, o.QoS) == 0 && c.h.live(t.client) == nil {
+			if min(t.qos, o.QoS) == 0 && !c.h.here(t.client) {
 				refs = append(refs, store.QueueRef{Client: t.client, Options: queueOptions(o.retain && t.retain, t.ids)})
 			}
 			want(t.node, wantDurable)
@@ -99,11 +99,23 @@ func (c *cluster) send(n elsewhere, payload []byte, from string) {
 // queuedElsewhere lists where the message lies in queues of sessions that are not connected here.
 func (d *delivery) queuedElsewhere() (list []store.QueueRef) {
 	for i := range d.rec.Queues {
-		if q := &d.rec.Queues[i]; q.Seq > 0 && d.h.live(q.Client) == nil {
+		if q := &d.rec.Queues[i]; q.Seq > 0 && !d.h.here(q.Client) {
 			list = append(list, *q)
 		}
 	}
 	return list
+}
+
+// here reports whether a client is connected to this node, and not about to be gone: it may be connected to another one
+// already.
+func (h *Hook) here(client string) bool {
+	s := h.live(client)
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.dead && (s.conn == nil || !s.conn.Closed())
 }
 
 func encodeMessage(o *outgoing, flags byte, groups []toNode, refs []store.QueueRef) []byte {
