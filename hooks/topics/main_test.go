@@ -337,8 +337,11 @@ func (p *peer) send(pk packets.Packet) {
 }
 
 // read returns the next packet.
-func (p *peer) read() (pk packets.Packet, err error) {
-	_ = p.conn.SetReadDeadline(time.Now().Add(patience))
+func (p *peer) read() (pk packets.Packet, err error) { return p.readSoon(patience) }
+
+// readSoon is read with less patience. After an error the connection is of no more use.
+func (p *peer) readSoon(within time.Duration) (pk packets.Packet, err error) {
+	_ = p.conn.SetReadDeadline(time.Now().Add(within))
 	first, err := p.r.ReadByte()
 	if err != nil {
 		return pk, err
