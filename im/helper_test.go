@@ -264,6 +264,7 @@ type faultStore struct {
 	onInbox  func(user string) error                         // before Inbox
 	trim     func(user string) uint64                        // entries up to it are gone
 	onStream func(k store.DeviceKey)                         // between Streams and its return
+	onPage   func(ctx context.Context, call string)          // before History, ListConversations, Members and Memberships
 	healthy  error
 }
 
