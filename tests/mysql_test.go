@@ -61,6 +61,47 @@ func TestMySQL(t *testing.T) {
 	}
 }
 
+// TestMySQLReplica: the server reads history from a replica, and serves on without it.
+func TestMySQLReplica(t *testing.T) {
+	t.Parallel()
+	db := mariadb.Start(t, "--log-bin", "--server-id=1", "--binlog-format=ROW", "--sync-binlog=1")
+	replica := mariadb.StartReplica(t, db)
+	db.Exec("GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX, DROP ON mqim.* TO mqim@'%'")
+	s := mqtest.New(t, mqtest.Config{
+		"store": fmt.Sprintf("{driver: mysql, mysql: {dsn: %q, replicas: [%q]}}", db.DSN(), replica.DSN()),
+	})
+	s.Run()
+	s.WaitLog("reading from a replica")
+	alice, bob := name("alice"), name("bob")
+	a := chat(t, s, 5, alice, "1")
+	read := func() {
+		t.Helper()
+		var page struct{ Messages []mqtest.Message }
+		a.OK("history", mqtest.Map{"conv": "u/" + bob}, &page)
+		if len(page.Messages) != 1 || page.Messages[0].Text() != "one" {
+			t.Fatalf("history: got %v", page.Messages)
+		}
+	}
+	a.Send(bob, "one")
+	for end := time.Now().Add(mqtest.Patience); s.Metric("mqim_store_replica_reads_total") == 0; read() {
+		if time.Now().After(end) {
+			t.Fatal("nothing is read from the replica")
+		}
+	}
+	equal(t, "up", s.Metric("mqim_store_replica_up"), 1)
+	replica.Stop()
+	for end := time.Now().Add(mqtest.Patience); s.Metric("mqim_store_replica_up") == 1; read() {
+		if time.Now().After(end) {
+			t.Fatal("the dead replica is not left out")
+		}
+	}
+	read()
+	equal(t, "reads of the database are counted", s.Metric("mqim_store_replica_passed_total") > 0, true)
+	if strings.Contains(s.Log(), mariadb.Password) {
+		t.Error("the log has the password in it")
+	}
+}
+
 // run runs a command of the server's with its configuration, to its end.
 func run(s *mqtest.Server, command string) (string, error) {
 	var out bytes.Buffer
