@@ -100,6 +100,12 @@ func (x *Touched) Need(names ...string) uint64 { return x.t.need(names...) }
 // Len is how many are known.
 func (x *Touched) Len() int { return len(x.t.young) + len(x.t.old) }
 
+// SetReplicaLag changes replicaLag, while no store is open, and returns what it was.
+func SetReplicaLag(d time.Duration) (old time.Duration) {
+	old, replicaLag = replicaLag, d
+	return old
+}
+
 // Signed is the last number that replicas may have.
 func (s *Store) Signed() uint64 { return s.replicas.signed.Load() }
 

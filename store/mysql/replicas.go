@@ -37,12 +37,14 @@ type replicas struct {
 }
 
 const (
-	replicaTimeout = time.Second     // what a read may take on a copy, and wait for a connection to it
-	replicaLag     = 5 * time.Second // a copy that lags more is left out
+	replicaTimeout = time.Second // what a read may take on a copy, and wait for a connection to it
 	startProbe     = 100 * time.Millisecond
 	longestProbe   = 5 * time.Second
 	replicaCalm    = 30 * time.Second // without failure: then the next pause is short again
 )
+
+// replicaLag is how much a copy may lag that is not left out; changed by tests.
+var replicaLag = 5 * time.Second
 
 // Reasons why the database serves a read that a copy might have.
 const (

@@ -166,9 +166,16 @@ func TestReplicaServes(t *testing.T) {
 	}
 }
 
+// patient lets replicas lag for as long as the test takes; it is called before any store is open.
+func patient(t *testing.T) {
+	old := mysql.SetReplicaLag(time.Hour)
+	t.Cleanup(func() { mysql.SetReplicaLag(old) })
+}
+
 // TestReadWhatWasWritten: where the replica stands still everybody still sees what was done here, and where others have
 // to do with it they see it too.
 func TestReadWhatWasWritten(t *testing.T) {
+	patient(t)
 	p := newPair(t)
 	s := p.open(mysql.Options{})
 	ann, bob, cyd := store.Relaxed(ctx, "ann"), store.Relaxed(ctx, "bob"), store.Relaxed(ctx, "cyd")
@@ -263,15 +270,7 @@ func TestReadWhatWasWritten(t *testing.T) {
 		check("sender's history", history(ann, "ann", conv), "[old3 ]")
 		return s.Metrics().Passed["behind"] > 0
 	})
-
-	// A node that was not told of it reads behind, until the user comes to it or it is too much.
-	eventually(t, "the replica is left out", func() bool { return !up(s) })
-	if lag := s.Metrics().Replicas[0].Lag; lag < 4*time.Second {
-		t.Errorf("left out with a lag of %s", lag)
-	}
-	check("history, too old", history(store.Relaxed(ctx, "eve"), "eve", old), "[old2 old3]")
 	p.replica.Exec("START SLAVE SQL_THREAD")
-	eventually(t, "the replica is back", func() bool { return up(s) })
 	eventually(t, "what was new is read from it", func() bool {
 		before := served(s)
 		check("sender's history", history(ann, "ann", conv), "[old3 ]")
@@ -279,8 +278,26 @@ func TestReadWhatWasWritten(t *testing.T) {
 	})
 }
 
+// TestReplicaLags: a replica that lags too much is left out, for all users, and comes back.
+func TestReplicaLags(t *testing.T) {
+	p := newPair(t)
+	s := p.open(mysql.Options{})
+	p.replica.Exec("STOP SLAVE SQL_THREAD")
+	eventually(t, "the replica is left out", func() bool { return !up(s) })
+	if lag := s.Metrics().Replicas[0].Lag; lag < 4*time.Second {
+		t.Errorf("left out with a lag of %s", lag)
+	}
+	before := served(s)
+	if _, err := s.History(store.Relaxed(ctx, "ann"), "ann", "u/ann/bob", store.Range{Limit: 9}); err != nil || served(s) != before {
+		t.Errorf("history: %v, from the replica: %t", err, served(s) != before)
+	}
+	p.replica.Exec("START SLAVE SQL_THREAD")
+	eventually(t, "the replica is back", func() bool { return up(s) })
+}
+
 // TestFromAnotherNode: who comes from another node sees what it has written there.
 func TestFromAnotherNode(t *testing.T) {
+	patient(t)
 	p := newPair(t)
 	one := p.open(mysql.Options{})
 	primary, replica := dsn(p.primary.Addr(), "copied1"), dsn(p.replica.Addr(), "copied1")
@@ -321,7 +338,9 @@ func TestFromAnotherNode(t *testing.T) {
 // TestReplicaKilled: whatever becomes of a replica under load, no read fails or takes long, and it comes back.
 func TestReplicaKilled(t *testing.T) {
 	p := newPair(t)
-	s := p.open(mysql.Options{Timeout: patience})
+	var log lockedBuffer
+	s := p.open(mysql.Options{Timeout: patience, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	const readers = 4
 	var convs []store.Conv
 	for i := range 20 {
 		conv := store.Direct("ann", fmt.Sprint("peer", i))
@@ -330,7 +349,7 @@ func TestReplicaKilled(t *testing.T) {
 	}
 	stop, done := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	for k := range 4 {
+	for k := range readers {
 		wg.Go(func() {
 			for i := k; stop.Err() == nil; i++ {
 				conv := convs[i%len(convs)]
@@ -367,8 +386,13 @@ func TestReplicaKilled(t *testing.T) {
 	busy()
 	done()
 	wg.Wait()
-	if m := s.Metrics(); m.Passed["failed"] == 0 || m.Passed["none"] == 0 || m.Away {
+	m := s.Metrics()
+	if m.Passed["failed"] == 0 || m.Passed["none"] == 0 || m.Away {
 		t.Errorf("passed %v, away %t", m.Passed, m.Away)
+	}
+	// The first that fails has it left out for all: each reader fails once at most.
+	if n := strings.Count(log.String(), "is left out"); m.Passed["failed"] > int64(readers*n) {
+		t.Errorf("%d reads failed, and the replica was left out %d times", m.Passed["failed"], n)
 	}
 }
 
