@@ -18,7 +18,7 @@ func TestImports(t *testing.T) {
 	const module = "github.com/mqim/mqim/"
 	forbidden := []struct{ in, imports string }{
 		{"store", module + "(im|hooks|transport|broker|cmd|users)"},
-		{"store/(storetest|wire)?$", module + "store/(pebble|mysql)|cockroachdb|go-sql-driver|pressly"},
+		{"store/(storetest|wire|dump)?$", module + "store/(pebble|mysql)|cockroachdb|go-sql-driver|pressly"},
 		{"store/mysql", module + "store/pebble|cockroachdb"},
 		{"store/pebble", module + "store/mysql|go-sql-driver|database/sql|pressly"},
 		{"im", module + "(store/[^w]|hooks|transport|broker|cmd|users)|mochi-mqtt|cockroachdb|database/sql|net/http|gorilla"},

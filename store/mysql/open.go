@@ -89,8 +89,9 @@ type Store struct {
 	batches   atomic.Uint64         // the last number of an attempt at a transaction
 	replicas  replicas
 
-	health health
-	owner  owner
+	health  health
+	owner   owner
+	copying bool // it is a Copy
 
 	life   sync.RWMutex // shared by calls, exclusive for Close; guards closed
 	closed bool
@@ -273,6 +274,16 @@ func (s *Store) start(ctx context.Context) error {
 	if len(applied) > 0 {
 		s.log.Info("store.mysql: the schema is up to date", "applied", applied)
 	}
+	if s.copying {
+		// Before claim, which forgets other processes. An unfinished copy has none but those that were copying.
+		mark, err := s.mark(ctx)
+		if err == nil && mark == "" {
+			err = s.alone(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if s.opts.Exclusive {
 		if err := s.refuseShared(ctx); err != nil {
 			return err
@@ -293,6 +304,11 @@ func (s *Store) start(ctx context.Context) error {
 	}
 	if err := s.beat(ctx); err != nil {
 		return fmt.Errorf("store.mysql: %w", err)
+	}
+	if !s.copying {
+		if err := s.refuseCopy(ctx); err != nil {
+			return err
+		}
 	}
 	if s.opts.Shared {
 		if err := s.takeNumber(ctx); err != nil {

@@ -53,6 +53,7 @@ var (
 	setMeta   = define(`INSERT INTO mqim_meta (name, value) VALUES (?s, ?s) ON DUPLICATE KEY UPDATE value = VALUES(value)`)
 	shareMeta = define(`SELECT value FROM mqim_meta WHERE name = ?s LOCK IN SHARE MODE`)
 	addMeta   = define(`INSERT INTO mqim_meta (name, value) VALUES (?s, ?s) ON DUPLICATE KEY UPDATE name = name`)
+	dropMeta  = define(`DELETE FROM mqim_meta WHERE name = ?s`)
 
 	signWriter = define(`INSERT INTO mqim_writers (id, batch, last_id, seen) VALUES (?s, ?n, ?n, ?n)
 		ON DUPLICATE KEY UPDATE batch = VALUES(batch), last_id = VALUES(last_id), seen = VALUES(seen)`)
@@ -321,6 +322,7 @@ var (
 	addCount     = define(`INSERT INTO mqim_counts (name, value) VALUES (?s, 0) ON DUPLICATE KEY UPDATE name = name`)
 	lockCount    = define(`SELECT value FROM mqim_counts WHERE name = ?s FOR UPDATE`)
 	getCount     = define(`SELECT value FROM mqim_counts WHERE name = ?s`)
+	setCount     = define(`INSERT INTO mqim_counts (name, value) VALUES (?s, ?n) ON DUPLICATE KEY UPDATE value = VALUES(value)`)
 	moveCount    = define(`UPDATE mqim_counts SET value = value + ?n WHERE name = ?s`)
 
 	setWills  = define(`INSERT INTO mqim_wills (client, body) VALUES [(?s, ?s)] ON DUPLICATE KEY UPDATE body = VALUES(body)`)

@@ -115,14 +115,8 @@ func (h *queueHead) closeRun() {
 	if r.count == 0 {
 		return
 	}
-	name := r.pub
-	if name == h.pub {
-		name = ""
-	}
+	h.runs = wire.AppendPubRun(h.runs, &wire.PubRun{Count: r.count, Pub: r.pub, Index: r.index, QoS: r.qos, Options: r.options}, h.pub)
 	h.pub = r.pub
-	h.runs = wire.AppendString(wire.AppendUvarint(h.runs, r.count), name)
-	h.runs = append(wire.AppendUvarint(h.runs, r.index), r.qos)
-	h.runs = wire.AppendString(h.runs, string(r.options))
 	h.run = pubRun{}
 }
 

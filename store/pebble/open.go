@@ -50,6 +50,8 @@ type Options struct {
 	// resumed at MinFree × 1.25. 0: 10 % of the file system, at most 64 MiB.
 	MinFree uint64
 	FS      vfs.FS // nil: the operating system's
+	// ReadOnly opens a store that is there, writes nothing, and lets nothing be written. Nobody else may have it open.
+	ReadOnly bool
 
 	// FreeSpace tells the bytes left; nil: asks the file system.
 	FreeSpace func() (uint64, error)
@@ -139,7 +141,11 @@ type clockIDs struct{}
 func (clockIDs) Next(after int64) int64 { return max(after+1, time.Now().UnixMilli()<<20) }
 
 func (s *Store) open() (err error) {
-	if err := s.opts.FS.MkdirAll(s.opts.Path, 0o750); err != nil {
+	if s.opts.ReadOnly {
+		if desc, err := pdb.Peek(s.opts.Path, s.opts.FS); err == nil && !desc.Exists {
+			return fmt.Errorf("store.pebble: no store in %s", s.opts.Path)
+		}
+	} else if err := s.opts.FS.MkdirAll(s.opts.Path, 0o750); err != nil {
 		return fmt.Errorf("store.pebble: make %s: %w", s.opts.Path, err)
 	}
 	s.dirLock, err = pdb.LockDirectory(s.opts.Path, s.opts.FS)
@@ -168,7 +174,7 @@ func (s *Store) open() (err error) {
 	if err := s.w.load(s); err != nil {
 		return fmt.Errorf("store in %s: %w", s.opts.Path, err)
 	}
-	if s.opts.Sync == SyncInterval {
+	if s.opts.Sync == SyncInterval && !s.opts.ReadOnly {
 		s.log.Warn("store.pebble.sync is interval: a power loss takes up to 100 ms of acknowledged messages")
 		s.done.Add(1)
 		go s.syncLoop()
@@ -260,6 +266,9 @@ func (s *Store) loadMeta() error {
 		return err
 	}
 	if v == nil {
+		if s.opts.ReadOnly {
+			return errors.New("it is empty")
+		}
 		return s.makeMeta()
 	}
 	n, err := strconv.Atoi(string(v))
@@ -295,6 +304,9 @@ func (s *Store) countBoot() error {
 	}
 	s.boot++
 	s.opened = time.Now().UnixMilli()
+	if s.opts.ReadOnly {
+		return nil
+	}
 	return s.wrap(s.db.Set(keyMeta("boot"), wire.AppendUvarint(nil, s.boot), pdb.Sync), "count this opening")
 }
 

@@ -27,6 +27,7 @@ func (s *Store) pebbleOptions() *pdb.Options {
 	o := &pdb.Options{
 		FS:                          s.space.wrap(s.opts.FS),
 		Lock:                        s.dirLock,
+		ReadOnly:                    s.opts.ReadOnly,
 		FormatMajorVersion:          pdb.FormatNewest,
 		CacheSize:                   cacheBytes,
 		MemTableSize:                memtableBytes,
