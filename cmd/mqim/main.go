@@ -28,6 +28,6 @@ then talk to it with any MQTT client:
 
    mosquitto_sub -u bob -t im/u/bob
    mosquitto_pub -u alice -t im/u/bob -m 'hello' -q 1`,
-		Commands: []*cli.Command{serveCommand(), checkCommand(), migrateCommand(), benchCommand(), userCommand(), aclCommand(), versionCommand()},
+		Commands: []*cli.Command{serveCommand(), checkCommand(), migrateCommand(), copyCommand(), benchCommand(), userCommand(), aclCommand(), versionCommand()},
 	}
 }

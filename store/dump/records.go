@@ -62,8 +62,17 @@ func (s *sums) total(k Kind) (t sum) {
 // lookAt is how many parts of a kind that differ are looked at record by record.
 const lookAt = 8
 
+// mostOfKind is how many records of a kind are named.
+const mostOfKind = 20
+
 // differ names the records in which two stores differ, by their keys.
-func differ(ctx context.Context, a, b Source, sa, sb *sums, o Options, report func(format string, args ...any)) error {
+func differ(ctx context.Context, a, b Source, sa, sb *sums, o Options) error {
+	var told [len(Kinds)]int
+	report := func(r *Row, what string) {
+		if told[r.Kind]++; told[r.Kind] <= mostOfKind {
+			o.Tell("difference: %s: %s", r.place(), what)
+		}
+	}
 	var wanted [len(Kinds)]map[uint64]bool
 	for k := range Kinds {
 		for p := range uint64(parts) {
@@ -98,9 +107,9 @@ func differ(ctx context.Context, a, b Source, sa, sb *sums, o Options, report fu
 		}
 		p := place{r.Kind, key}
 		if want, ok := found[p]; !ok {
-			report("%s: only the copy has it", r.place())
+			report(&r, "only the copy has it")
 		} else if want != whole {
-			report("%s: the copy has another one", r.place())
+			report(&r, "the copy has another one")
 		}
 		delete(found, p)
 		return nil
@@ -111,7 +120,7 @@ func differ(ctx context.Context, a, b Source, sa, sb *sums, o Options, report fu
 	return a.Dump(ctx, ignore.damaged, func(r Row) error {
 		if key, _ := h.row(&r); wanted[r.Kind][key%parts] {
 			if _, ok := found[place{r.Kind, key}]; ok {
-				report("%s: the copy does not have it", r.place())
+				report(&r, "the copy does not have it")
 			}
 		}
 		return nil

@@ -9,44 +9,46 @@ import (
 	"reflect"
 	"sync/atomic"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/mqim/mqim/store"
 )
 
 // ErrDiffer: the copy is not what the source is.
 var ErrDiffer = errors.New("the copy differs from the source")
 
-// mostDiffs is how many differences are told one by one.
-const mostDiffs = 100
+// mostDiffs is how many differences of what stores answer are told one by one.
+const mostDiffs = 50
 
 // Verify compares two stores: all records of both, and what they answer to the questions that a server asks: every message
 // of every conversation and every entry of every inbox in full; each user's lists, devices and blocks; groups with their members; sessions with their queues; and
 // some of the cids. It tells what it has compared and each difference with its place. Errors: ErrDiffer.
 func Verify(ctx context.Context, from, to Source, o Options) error {
-	v := &verifier{ctx: ctx, from: from, to: to, o: o, rate: newRate(o)}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var sb sums
-	other := make(chan error, 1)
-	go func() {
+	asking, gctx := errgroup.WithContext(ctx)
+	asking.SetLimit(askers)
+	v := &verifier{ctx: gctx, from: from, to: to, o: o, rate: newRate(o), asking: asking}
+	var sa, sb sums
+	both, bctx := errgroup.WithContext(gctx)
+	both.Go(func() error {
 		var h hasher
-		other <- to.Dump(ctx, o.damaged, func(r Row) error {
+		return to.Dump(bctx, o.damaged, func(r Row) error {
 			sb.add(&h, &r)
 			return nil
 		})
-	}()
-	var sa sums
-	var h hasher
-	err := from.Dump(ctx, o.damaged, func(r Row) error {
-		sa.add(&h, &r)
-		v.rate.count(&r, "compared")
-		return v.row(&r)
 	})
-	if err != nil {
-		cancel()
+	both.Go(func() error {
+		var h hasher
+		return from.Dump(bctx, o.damaged, func(r Row) error {
+			sa.add(&h, &r)
+			v.rate.count(&r, "compared")
+			return v.row(&r)
+		})
+	})
+	err := both.Wait()
+	if e := asking.Wait(); e != nil {
+		err = e // and what the walks say is a consequence
 	}
-	if e := <-other; err == nil {
-		err = e
-	}
+	v.ctx = ctx // gctx has ended
 	if err == nil {
 		err = v.rest()
 	}
@@ -56,16 +58,20 @@ func Verify(ctx context.Context, from, to Source, o Options) error {
 	return v.conclude(&sa, &sb)
 }
 
+// askers is how many conversations, inboxes and so on are compared at once.
+const askers = 6
+
 // verifier compares what two stores answer.
 type verifier struct {
 	ctx      context.Context
 	from, to Source
 	o        Options
 	rate     *rate
+	asking   *errgroup.Group
 	diffs    atomic.Int64
 
-	messages, convs, entries, inboxes, users, groups, sessions, queued, cids uint64
-	unread                                                                   uint64 // places that are damaged in the source
+	messages, convs, entries, inboxes, users, groups, sessions, queued, cids atomic.Uint64
+	unread                                                                   atomic.Uint64 // places that are damaged in the source
 }
 
 func (v *verifier) report(format string, args ...any) {
@@ -77,7 +83,7 @@ func (v *verifier) report(format string, args ...any) {
 func (v *verifier) conclude(sa, sb *sums) error {
 	same := *sa == *sb
 	if !same {
-		if err := differ(v.ctx, v.from, v.to, sa, sb, v.o, v.report); err != nil {
+		if err := differ(v.ctx, v.from, v.to, sa, sb, v.o); err != nil {
 			return err
 		}
 	}
@@ -90,12 +96,12 @@ func (v *verifier) conclude(sa, sb *sums) error {
 	}
 	v.rate.tell("compared")
 	v.o.Tell("read back from both: %d messages of %d conversations, %d entries of %d inboxes, %d users, %d groups, %d sessions with %d queued, %d cids",
-		v.messages, v.convs, v.entries, v.inboxes, v.users, v.groups, v.sessions, v.queued, v.cids)
-	if v.unread > 0 {
-		v.o.Tell("not compared to their end, being damaged in the source: %d conversations, inboxes or queues", v.unread)
+		v.messages.Load(), v.convs.Load(), v.entries.Load(), v.inboxes.Load(), v.users.Load(), v.groups.Load(), v.sessions.Load(), v.queued.Load(), v.cids.Load())
+	if n := v.unread.Load(); n > 0 {
+		v.o.Tell("not compared to their end, being damaged in the source: %d conversations, inboxes or queues", n)
 	}
-	if n := v.diffs.Load(); n > 0 || !same {
-		return fmt.Errorf("%w in %d places", ErrDiffer, max(n, 1))
+	if v.diffs.Load() > 0 || !same {
+		return ErrDiffer
 	}
 	return nil
 }
@@ -103,29 +109,36 @@ func (v *verifier) conclude(sa, sb *sums) error {
 // cidEvery: of so many cids one is asked for.
 const cidEvery = 64
 
-// row compares what hangs on a record of the source.
+// row has what hangs on a record of the source compared, and waits while that is too much at once.
 func (v *verifier) row(r *Row) error {
-	switch name, _ := r.Values[0].(string); r.Kind {
+	name, _ := r.Values[0].(string)
+	var ask func() error
+	switch r.Kind {
 	case Convs:
-		return v.conv(store.Conv(name))
+		ask = func() error { return v.conv(store.Conv(name)) }
 	case Inboxes:
-		return errors.Join(v.inbox(name), v.user(name))
+		ask = func() error { return errors.Join(v.inbox(name), v.user(name)) }
 	case Users:
-		b, err := v.from.Inbox(v.ctx, name)
-		if err != nil || b.Head > 0 {
-			return err // the user was compared with the inbox
+		ask = func() error {
+			b, err := v.from.Inbox(v.ctx, name)
+			if err != nil || b.Head > 0 {
+				return err // the user is compared with the inbox
+			}
+			return v.user(name)
 		}
-		return v.user(name)
 	case Groups:
-		return v.group(name)
+		ask = func() error { return v.group(name) }
 	case Sessions:
-		return v.session(name)
+		ask = func() error { return v.session(name) }
 	case Cids:
-		if v.cids++; v.cids%cidEvery == 0 {
-			return v.cid(name)
+		if v.cids.Add(1)%cidEvery == 0 {
+			ask = func() error { return v.cid(name) }
 		}
 	}
-	return nil
+	if ask != nil {
+		v.asking.Go(ask)
+	}
+	return v.ctx.Err()
 }
 
 // both asks both stores and compares the answers.
@@ -135,7 +148,7 @@ func both[T any](v *verifier, what string, ask func(store.Store) (T, error)) err
 		return fmt.Errorf("source: %w", err)
 	}
 	if err != nil {
-		v.unread++
+		v.unread.Add(1)
 		return nil
 	}
 	b, err := ask(v.to)
@@ -177,13 +190,13 @@ func (p *pages[T]) next() (x T, ok bool, err error) {
 }
 
 // lists compares two lists, which come in pages of any size, and counts what is equal.
-func lists[T any](v *verifier, what string, n *uint64, seq func(T) uint64, same func(a, b T) bool, ask func(s store.Store, after uint64) ([]T, error)) error {
+func lists[T any](v *verifier, what string, n *atomic.Uint64, seq func(T) uint64, same func(a, b T) bool, ask func(s store.Store, after uint64) ([]T, error)) error {
 	a := pages[T]{seq: seq, fetch: func(after uint64) ([]T, error) { return ask(v.from, after) }}
 	b := pages[T]{seq: seq, fetch: func(after uint64) ([]T, error) { return ask(v.to, after) }}
 	for {
 		x, more, err := a.next()
 		if err != nil && damage(err) && v.o.SkipDamaged {
-			v.unread++
+			v.unread.Add(1)
 			return nil
 		}
 		if err != nil {
@@ -191,6 +204,9 @@ func lists[T any](v *verifier, what string, n *uint64, seq func(T) uint64, same 
 		}
 		y, more2, err := b.next()
 		switch {
+		case err != nil && damage(err) && v.o.SkipDamaged: // it lacks what was left out
+			v.unread.Add(1)
+			return nil
 		case err != nil:
 			return v.failed(fmt.Sprintf("%s after %d", what, b.after), err)
 		case more && !more2:
@@ -202,9 +218,10 @@ func lists[T any](v *verifier, what string, n *uint64, seq func(T) uint64, same 
 		case !more:
 			return nil
 		case !same(x, y):
-			v.report("%s: %d is another one", what, seq(x))
+			v.report("%s: %d is another one", what, seq(x)) // and perhaps more behind it
+			return nil
 		}
-		*n++
+		n.Add(1)
 	}
 }
 
@@ -217,7 +234,7 @@ func sameMessage(a, b *store.Message) bool {
 }
 
 func (v *verifier) conv(conv store.Conv) error {
-	v.convs++
+	v.convs.Add(1)
 	return lists(v, "messages of "+string(conv), &v.messages, func(m *store.Message) uint64 { return m.Cseq }, sameMessage,
 		func(s store.Store, after uint64) ([]*store.Message, error) {
 			return s.History(v.ctx, "", conv, store.Range{After: after, Forward: true, Limit: pageOf})
@@ -225,7 +242,7 @@ func (v *verifier) conv(conv store.Conv) error {
 }
 
 func (v *verifier) inbox(user string) error {
-	v.inboxes++
+	v.inboxes.Add(1)
 	return errors.Join(
 		both(v, "inbox of "+user, func(s store.Store) (store.Inbox, error) { return s.Inbox(v.ctx, user) }),
 		lists(v, "inbox of "+user, &v.entries, func(e store.Entry) uint64 { return e.Seq },
@@ -247,7 +264,7 @@ func listed[T any](ask func(after string) ([]T, string, error)) (all []T, err er
 }
 
 func (v *verifier) user(name string) error {
-	v.users++
+	v.users.Add(1)
 	var devices []store.Device
 	err := errors.Join(
 		both(v, "user "+name, func(s store.Store) (store.User, error) { return s.User(v.ctx, name) }),
@@ -285,7 +302,7 @@ func (v *verifier) notices(name string) error {
 }
 
 func (v *verifier) group(id string) error {
-	v.groups++
+	v.groups.Add(1)
 	return errors.Join(
 		both(v, "group "+id, func(s store.Store) (store.Group, error) { return s.Group(v.ctx, id) }),
 		v.notices(string(store.GroupConv(id))),
@@ -298,7 +315,7 @@ func (v *verifier) group(id string) error {
 }
 
 func (v *verifier) session(client string) error {
-	v.sessions++
+	v.sessions.Add(1)
 	return errors.Join(
 		both(v, "subscriptions of "+client, func(s store.Store) ([]store.Subscription, error) { return s.Subscriptions(v.ctx, client) }),
 		both(v, "queue of "+client, func(s store.Store) (store.QueueState, error) { return s.Queue(v.ctx, client) }),

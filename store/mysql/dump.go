@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/mqim/mqim/store/dump"
+	"github.com/mqim/mqim/store/wire"
 )
 
 var _ dump.Source = (*Store)(nil)
@@ -339,7 +340,10 @@ func fits(r *dump.Row) error {
 	for i, name := range c.Names {
 		v, ok := r.Values[i].(string)
 		if most, limited := widths[name]; ok && limited && len(v) > most && !(r.Kind == dump.Groups && name == "name") {
-			return fmt.Errorf("store.mysql: %s %.100q: %s has %d bytes, and the database takes %d", c.Name, r.Values[:c.Keys], name, len(v), most)
+			if topic, _, ok := wire.PathOf([]byte("e" + v)); ok && name == "path" {
+				v = topic
+			}
+			return fmt.Errorf("store.mysql: %s: %s %.100q has %d bytes, and the database takes %d", c.Name, name, v, len(v), most)
 		}
 	}
 	return nil
