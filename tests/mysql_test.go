@@ -102,9 +102,9 @@ func TestMySQLReplica(t *testing.T) {
 }
 
 // run runs a command of the server's with its configuration, to its end.
-func run(s *mqtest.Server, command string) (string, error) {
+func run(s *mqtest.Server, command ...string) (string, error) {
 	var out bytes.Buffer
-	cmd := s.Command(command, "--config", filepath.Join(s.Dir, "config.yaml"))
+	cmd := s.Command(append(command, "--config", filepath.Join(s.Dir, "config.yaml"))...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		return "", err
