@@ -26,7 +26,7 @@ func runCode(t *testing.T, stdin string, args ...string) (out, fail string, code
 	t.Helper()
 	var b bytes.Buffer
 	root := &cli.Command{
-		Name: "mqim", Commands: []*cli.Command{serveCommand(), userCommand(), checkCommand(), migrateCommand(), aclCommand()},
+		Name: "mqim", Commands: []*cli.Command{serveCommand(), userCommand(), checkCommand(), migrateCommand(), copyCommand(), aclCommand()},
 		Reader: strings.NewReader(stdin), Writer: &b, ErrWriter: &b,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // the default ends the process
 	}
