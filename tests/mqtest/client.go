@@ -28,6 +28,8 @@ type Options struct {
 	NoAuto       bool   // no SUBSCRIBE's and PUBREC's answers are sent by the client itself
 	Silent       bool   // nothing at all is sent by the client itself
 
+	Patience time.Duration // how long TryDial waits; 0: Patience
+
 	Properties packets.Properties // of CONNECT, MQTT 5
 	Will       *packets.Packet    // topic, payload, QoS, RETAIN, properties
 	TLS        *tls.Config
@@ -79,17 +81,22 @@ func Open(t testing.TB, addr string, o Options) *Client {
 // TryDial is Dial for a connection that may not be let in: it returns nil where no CONNACK comes.
 func TryDial(t testing.TB, addr string, o Options) *Client {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", addr, Patience)
+	if o.Patience == 0 {
+		o.Patience = Patience
+	}
+	conn, err := net.DialTimeout("tcp", addr, o.Patience)
 	if err != nil {
 		return nil
 	}
 	c := newClient(t, conn, o)
 	b, err := Encode(c.connect(), c.Version)
 	if err != nil || c.TryWrite(b) != nil {
+		c.Kill()
 		return nil
 	}
-	ack, ok := c.TryTake(isConnack, Patience)
+	ack, ok := c.TryTake(isConnack, o.Patience)
 	if !ok {
+		c.Kill() // or a server that was only slow has it as a client from then on
 		return nil
 	}
 	c.Connack = ack
