@@ -33,7 +33,8 @@ type device struct {
 	topic  string // where it publishes; "": messages to users and groups
 	mute   bool   // publishes nothing
 	tag    string // begins its cids
-	twin   bool   // another device struct stands for the same device
+	twin   bool   // another client claims to be the same device; the
+	second bool   // of the two gives up in the end
 
 	c          *mqtest.Client
 	at         *node  // that it is, or was last, connected to
@@ -77,7 +78,7 @@ func (d *device) options() mqtest.Options {
 
 // run lives until the world ends.
 func (d *device) run() {
-	for !d.w.over() {
+	for !d.w.over() && !(d.second && d.w.finishing() && len(d.out) == 0) {
 		if !d.connect() {
 			d.w.sleep(nap/2 + time.Duration(d.rng.Int64N(int64(nap))))
 			continue
@@ -194,6 +195,9 @@ func (d *device) work() bool {
 		d.out = append(d.out, d.letter())
 	}
 	d.w.pending(d, len(d.out))
+	if d.second && d.w.finishing() && len(d.out) == 0 {
+		return false
+	}
 	for _, l := range d.out {
 		if now.After(l.due) && !d.post(l) {
 			return false

@@ -4,7 +4,10 @@ package cluster
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -48,7 +51,7 @@ func start(t *testing.T, n int, seed uint64) *servers {
 			"node": "{name: " + x.name + "}", "inbox": "{max_messages: 0}", "sessions": "{max_queued: 0}",
 			"limits":   "{sends_per_second: 0, topic_bytes: 2000}",
 			"delivery": "{ack_timeout: 3s}", "log": "{level: info}",
-			"store":    fmt.Sprintf("{driver: mysql, mysql: {dsn: %q}}", fmt.Sprintf("mqim:%s@tcp(%s)/mqim", mariadb.Password, x.db.addr())),
+			"store": fmt.Sprintf("{driver: mysql, mysql: {dsn: %q}}", fmt.Sprintf("mqim:%s@tcp(%s)/mqim", mariadb.Password, x.db.addr())),
 		}
 		if n > 1 {
 			config["cluster"] = fmt.Sprintf("{redis: {addresses: [%q]}, look: 2s}", x.redis.addr())
@@ -65,3 +68,20 @@ func start(t *testing.T, n int, seed uint64) *servers {
 // stop holds a node's process: it does nothing, and nobody is told.
 func (n *node) stop()   { n.Signal(syscall.SIGSTOP) }
 func (n *node) resume() { n.Signal(syscall.SIGCONT) }
+
+// readyBody is what a node answers to /readyz that lacks nothing.
+const readyBody = "ready"
+
+// readyz is what a node says of itself.
+func (n *node) readyz() (status int, body string) {
+	resp, err := (&http.Client{Timeout: deaf}).Get("http://" + n.HTTP + "/readyz")
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return resp.StatusCode, strings.TrimSpace(string(b))
+}

@@ -7,7 +7,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,7 +32,8 @@ type proxy struct {
 	delay   time.Duration // of each chunk
 	after   int           // bytes after which a connection is cut, 1 to this; 0: not
 	commits float64       // of the COMMITs, how many are cut
-	loss    float64       // of the messages of pub/sub, how many are dropped
+	loss    float64       // of the messages of pub/sub, how many are dropped,
+	kinds   string        // of those on channels of these kinds
 	closed  bool
 	cuts    int // COMMITs that were cut
 	lost    int // messages that were dropped
@@ -85,14 +88,16 @@ func (p *proxy) cut() {
 
 // Cut ends all connections and lets nobody in; Stall passes nothing, neither on connections that are there nor on new ones;
 // Slow delays each chunk; CutAfter ends each new connection after 1 to n bytes; CutCommits ends connections in that part of
-// the COMMITs that go by, and drops the answers; Lose drops that part of the messages of pub/sub. Heal ends all of it, and
-// the connections that have seen it.
+// the COMMITs that go by, and drops the answers; Lose drops that part of the messages of pub/sub on channels of some kinds,
+// whose letters are those of package bus. Heal ends all of it, and the connections that have seen it.
 func (p *proxy) Cut()                 { p.set(func() { p.gone = true; p.cut() }) }
 func (p *proxy) Stall()               { p.set(func() { p.stalled = true }) }
 func (p *proxy) Slow(d time.Duration) { p.set(func() { p.delay = d }) }
 func (p *proxy) CutAfter(n int)       { p.set(func() { p.after = n; p.cut() }) }
 func (p *proxy) CutCommits(r float64) { p.set(func() { p.commits = r }) }
-func (p *proxy) Lose(r float64)       { p.set(func() { p.loss = r }) }
+func (p *proxy) Lose(r float64, kinds string) {
+	p.set(func() { p.loss, p.kinds = r, kinds })
+}
 func (p *proxy) Heal() {
 	p.set(func() {
 		if p.gone || p.stalled || p.after > 0 {
@@ -218,7 +223,7 @@ func (p *proxy) fromServer(c *pair, b []byte) (int, bool) {
 	if c.muted {
 		return 0, true
 	}
-	if p.resp && p.loss > 0 && isMessage(b) && p.rng.Float64() < p.loss {
+	if p.resp && p.loss > 0 && isMessage(b, p.kinds) && p.rng.Float64() < p.loss {
 		p.lost++
 		return 0, false
 	}
@@ -280,14 +285,13 @@ func frame(r *bufio.Reader, b []byte) ([]byte, error) {
 	return b, nil
 }
 
-// isMessage reports whether a reply is a message of a subscription.
-func isMessage(b []byte) bool {
-	for _, head := range []string{"3\r\n$8\r\nsmessage\r\n", "3\r\n$7\r\nmessage\r\n"} {
-		if len(b) > 1 && (b[0] == '*' || b[0] == '>') && bytes.HasPrefix(b[1:], []byte(head)) {
-			return true
-		}
-	}
-	return false
+var message = regexp.MustCompile("^[*>]3\\r\\n\\$8\\r\\nsmessage\\r\\n\\$[0-9]+\\r\\n\\{[^}]*}:(.):")
+
+// isMessage reports whether a reply is a message of a subscription to a channel of one of the kinds. Channels have names
+// like {mqim:7}:u:alice.
+func isMessage(b []byte, kinds string) bool {
+	m := message.FindSubmatch(b)
+	return m != nil && strings.Contains(kinds, string(m[1]))
 }
 
 // echo is a server that says what it is told, to whoever connects, and how much it was told.
@@ -379,9 +383,10 @@ func TestProxy(t *testing.T) {
 	}
 	p.Heal()
 
-	p.Lose(1)
-	message := "*3\r\n$8\r\nsmessage\r\n$1\r\nc\r\n$4\r\n\r\n\r\n\r\n"
-	other := "*3\r\n$10\r\nssubscribe\r\n$1\r\nc\r\n:1\r\n%1\r\n+a\r\n*-1\r\n|1\r\n+x\r\n:1\r\n$-1\r\n>3\r\n$3\r\nabc\r\n,1.5\r\n#t\r\n"
+	p.Lose(1, "gu")
+	message := "*3\r\n$8\r\nsmessage\r\n$12\r\n{mqim:7}:u:a\r\n$4\r\n\r\n\r\n\r\n"
+	other := strings.Replace(message, ":u:", ":n:", 1) +
+		"*3\r\n$10\r\nssubscribe\r\n$1\r\nc\r\n:1\r\n%1\r\n+a\r\n*-1\r\n|1\r\n+x\r\n:1\r\n$-1\r\n>3\r\n$3\r\nabc\r\n,1.5\r\n#t\r\n"
 	equal("messages are dropped", a.say(message+other+message+"+end\r\n", other+"+end\r\n", ever), other+"+end\r\n")
 	if _, lost := p.Counts(); lost != 2 {
 		t.Errorf("dropped: %d, want 2", lost)

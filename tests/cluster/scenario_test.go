@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
+	"strings"
 	"testing"
+	"time"
 )
 
 var torture = os.Getenv("MQIM_TORTURE") != ""
@@ -42,27 +45,283 @@ func freeAddress(t *testing.T) string {
 	return ""
 }
 
+// scene is a scenario that is under way: three nodes, and devices that talk.
+type scene struct {
+	*servers
+	w   *world
+	t   *testing.T
+	rng *rand.Rand
+}
+
+// play starts the servers, the nodes and, after prepare, the devices, and waits until all of them have talked.
+func play(t *testing.T, nodes int, prepare func(w *world)) *scene {
+	t.Helper()
+	seed := newSeed(t)
+	s := start(t, nodes, seed)
+	x := &scene{servers: s, w: newWorld(t, seed, s.nodes), t: t, rng: rand.New(rand.NewPCG(seed, 0))}
+	if prepare != nil {
+		prepare(x.w)
+	}
+	x.w.start()
+	x.goesOn("before any harm")
+	return x
+}
+
+// goesOn waits until every device has had some more messages stored.
+func (x *scene) goesOn(when string) {
+	x.t.Helper()
+	x.w.progress("messages "+when, 5)
+}
+
+// ready waits until nodes say that they are.
+func (x *scene) ready(when string, nodes ...*node) {
+	x.t.Helper()
+	for _, n := range nodes {
+		x.w.until(fmt.Sprintf("%s to be ready %s", n.name, when), func() string {
+			status, body := n.readyz()
+			if status != http.StatusOK || body != readyBody {
+				return fmt.Sprint(status, " ", body)
+			}
+			return ""
+		})
+	}
+}
+
+// noRedis waits until nodes say that they cannot reach Redis.
+func (x *scene) noRedis(nodes ...*node) {
+	x.t.Helper()
+	for _, n := range nodes {
+		x.w.until(n.name+" to say that it cannot reach Redis", func() string {
+			status, body := n.readyz()
+			if low := strings.ToLower(body); !strings.Contains(low, "redis") && !strings.Contains(low, "cluster") {
+				return fmt.Sprint(status, " ", body)
+			}
+			return ""
+		})
+	}
+}
+
+// A node is killed under load, and comes back later.
+func TestNodeKilled(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, nil)
+	for range rounds(2, 20) {
+		n := x.nodes[x.rng.IntN(len(x.nodes))]
+		n.Kill()
+		x.goesOn("with " + n.name + " killed")
+		n.Run()
+		x.goesOn("with " + n.name + " back")
+	}
+	x.w.finish()
+}
+
+// A node stops for a while, without an end of its connections, and goes on.
+func TestNodeHangs(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, nil)
+	for range rounds(1, 20) {
+		n := x.nodes[x.rng.IntN(len(x.nodes))]
+		n.stop()
+		x.goesOn("with " + n.name + " stopped")
+		n.resume()
+		x.goesOn("with " + n.name + " back")
+	}
+	x.ready("in the end", x.nodes...)
+	x.w.finish()
+}
+
+// Redis is flushed, killed and paused: sends go on, nodes tell, and all recovers by itself.
+func TestRedis(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, nil)
+	for range rounds(1, 10) {
+		x.redis.Flush()
+		x.goesOn("after FLUSHALL")
+		x.ready("after FLUSHALL", x.nodes...)
+
+		x.redis.Stop()
+		x.noRedis(x.nodes...)
+		x.goesOn("with Redis killed")
+		x.redis.Run()
+		x.ready("with Redis back", x.nodes...)
+		x.goesOn("with Redis back")
+
+		x.redis.Hang()
+		x.noRedis(x.nodes...)
+		x.goesOn("with Redis paused")
+		x.redis.Resume()
+		x.ready("with Redis going on", x.nodes...)
+		x.goesOn("with Redis going on")
+	}
+	x.w.finish()
+}
+
+// The database is slow, loses COMMITs, is killed and paused: senders are told so, nothing is acknowledged that is not stored.
+func TestDatabase(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, nil)
+	for range rounds(1, 10) {
+		x.each(func(n *node) { n.db.Slow(20 * time.Millisecond) })
+		x.goesOn("with a slow database")
+		x.each(func(n *node) { n.db.Heal(); n.db.CutCommits(0.3) })
+		x.goesOn("with COMMITs cut")
+		x.each(func(n *node) { n.db.Heal(); n.db.CutAfter(200_000) })
+		x.goesOn("with connections cut")
+		x.each(func(n *node) { n.db.Heal() })
+
+		x.Stop()
+		x.w.happens("refused", 3)
+		x.Run()
+		x.ready("with the database back", x.nodes...)
+		x.goesOn("with the database back")
+
+		x.Hang()
+		x.w.happens("no answer", 3)
+		x.Resume()
+		x.ready("with the database going on", x.nodes...)
+		x.goesOn("with the database going on")
+	}
+	x.w.finish()
+	total := 0
+	x.each(func(n *node) { cuts, _ := n.db.Counts(); total += cuts })
+	t.Logf("%d COMMITs were cut", total)
+	if total == 0 {
+		t.Error("no COMMIT was cut")
+	}
+}
+
+// each does something to all nodes.
+func (x *scene) each(f func(*node)) {
+	for _, n := range x.nodes {
+		f(n)
+	}
+}
+
+// One node is cut off from Redis and not from the database, another from the database and not from Redis.
+func TestPartition(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, nil)
+	for range rounds(1, 10) {
+		one, other := x.nodes[x.rng.IntN(2)], x.nodes[2]
+		for _, how := range []struct {
+			name string
+			do   func(*proxy)
+		}{{"cut off", (*proxy).Cut}, {"silent", (*proxy).Stall}} {
+			how.do(one.redis)
+			x.noRedis(one)
+			x.goesOn("with Redis " + how.name)
+			x.served(one)
+			one.redis.Heal()
+			x.ready("after Redis was "+how.name, one)
+
+			how.do(other.db)
+			x.goesOn("with the database " + how.name)
+			other.db.Heal()
+			x.ready("after the database was "+how.name, other)
+			x.served(other)
+		}
+	}
+	x.w.finish()
+}
+
+// served waits until messages that came to one node are stored.
+func (x *scene) served(n *node) {
+	x.t.Helper()
+	x.w.happens("stored by "+n.name, 5)
+}
+
+// Hints are lost on their way: some of everything that concerns users, groups, clients and nodes, then all of what is for
+// users and groups. The periodic look finds what they would have told.
+//
+// It is Redis that the messages are taken from, between it and the nodes: the server that is tested is the one that
+// is shipped, and it sees what it sees when a buffer overflows or a connection breaks.
+func TestHintsLost(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, nil)
+	for range rounds(1, 10) {
+		x.each(func(n *node) { n.redis.Lose(0.3, "ugncp") })
+		x.goesOn("with hints lost")
+		x.each(func(n *node) { n.redis.Lose(1, "ug") })
+		x.goesOn("with all hints lost")
+		x.each(func(n *node) { n.redis.Heal() })
+	}
+	x.each(func(n *node) { n.redis.Lose(1, "ug") }) // what was sent last is found without any hint
+	x.w.finish()
+	total := 0
+	x.each(func(n *node) { _, lost := n.redis.Counts(); total += lost })
+	t.Logf("%d messages of pub/sub were lost", total)
+	if total == 0 {
+		t.Error("nothing was lost")
+	}
+}
+
+// Two clients claim to be one device, on different nodes, over and over.
+func TestTwoClaims(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, func(w *world) {
+		for _, d := range w.devices {
+			if d.ID == "ann-phone" || d.ID == "dan-phone" || d.ID == "cid-meter" {
+				w.twin(d)
+			}
+		}
+	})
+	x.w.happens("DISCONNECT 0x8e", rounds(20, 500))
+	x.goesOn("with two claims")
+	// The same while claims are not told of.
+	x.each(func(n *node) { n.redis.Lose(0.5, "c") })
+	x.w.happens("DISCONNECT 0x8e", rounds(10, 500))
+	x.redis.Stop()
+	x.goesOn("with two claims and no Redis")
+	x.redis.Run()
+	x.goesOn("with two claims, in the end")
+	x.w.finish()
+}
+
+// The nodes are restarted one after the other under load, as for an upgrade.
+func TestRollingRestart(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, nil)
+	for range rounds(1, 10) {
+		for _, n := range x.nodes {
+			x.w.set(func() { x.w.away = map[string]int{} })
+			before := x.w.count("followed a reference")
+			n.Stop()
+			x.w.set(func() {
+				if x.w.away[n.address] > 0 {
+					t.Errorf("%s has sent clients to itself when it stopped: %v", n.name, x.w.away)
+				}
+			})
+			x.goesOn("with " + n.name + " stopped")
+			if x.w.count("followed a reference") == before {
+				t.Errorf("%s has sent no client to another node: %v", n.name, x.w.away)
+			}
+			n.Run()
+			x.goesOn("with " + n.name + " back")
+		}
+	}
+	x.w.finish()
+	if n := x.w.count("DISCONNECT 0x9c"); n == 0 {
+		t.Error("no client was handed over")
+	}
+	if n := x.w.count("refused"); n > 0 {
+		t.Errorf("%d sends were refused", n)
+	}
+}
+
 // TestOneNode: the workload and its checks on a single server, which is killed and loses its database.
 func TestOneNode(t *testing.T) {
 	t.Parallel()
-	seed := newSeed(t)
-	s := start(t, 1, seed)
-	w := newWorld(t, seed, s.nodes)
-	w.start()
-	w.progress("messages before any harm", 10)
-	n := s.nodes[0]
+	x := play(t, 1, nil)
+	n := x.nodes[0]
 	n.Kill()
 	n.Run()
-	w.progress("messages after a kill", 10)
+	x.goesOn("after a kill")
 	n.db.CutCommits(0.3)
-	w.happens("refused", 0)
-	w.progress("messages with COMMITs cut", 10)
+	x.goesOn("with COMMITs cut")
 	n.db.Heal()
-	s.Stop()
-	w.happens("refused", 3)
-	s.Run()
-	w.progress("messages after the database was killed", 10)
-	w.finish()
-	cuts, _ := n.db.Counts()
-	t.Logf("%d COMMITs were cut", cuts)
+	x.Stop()
+	x.w.happens("refused", 3)
+	x.Run()
+	x.goesOn("after the database was killed")
+	x.w.finish()
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -50,7 +49,7 @@ type world struct {
 func newWorld(t *testing.T, seed uint64, nodes []*node) *world {
 	w := &world{
 		t: t, h: newHistory(), nodes: nodes, life: 10 * time.Second, interval: 150 * time.Millisecond, seed: seed, done: make(chan struct{}),
-		up: map[*device]bool{}, stored: map[*device]int{}, ready: map[*device]string{}, counts: map[string]int{}, away: map[string]time.Time{}, open: map[*device]int{},
+		up: map[*device]bool{}, stored: map[*device]int{}, ready: map[*device]string{}, counts: map[string]int{}, away: map[string]int{}, open: map[*device]int{},
 	}
 	w.h.TakeOver = 10 * time.Second
 	for _, x := range []struct {
@@ -85,7 +84,7 @@ func (w *world) device(id, user string, v byte) *device {
 // twin makes another client that claims to be d.
 func (w *world) twin(d *device) {
 	e := w.device(d.ID, d.User, d.v)
-	e.plain, e.filter = d.plain, d.filter
+	e.plain, e.filter, e.second = d.plain, d.filter, true
 	d.tag, e.tag = d.ID+"-a", d.ID+"-b"
 	d.Twins, e.Twins, d.twin, e.twin = true, true, true, true
 }
@@ -457,7 +456,7 @@ func (w *world) complained(d *device, what, code string) {
 func (w *world) sentAway(d *device, reason byte, to string) {
 	w.note(fmt.Sprintf("DISCONNECT %#x", reason))
 	if to != "" {
-		w.set(func() { w.away[to] = time.Now() })
+		w.set(func() { w.away[to]++ })
 	}
 }
 
@@ -468,7 +467,11 @@ const topicRefused = "implementation specific error"
 func (w *world) outcome(d *device, l *letter, o outcome, code string, took time.Duration) {
 	switch o {
 	case ok:
-		w.set(func() { w.stored[d]++; w.slowest = max(w.slowest, took) })
+		w.set(func() {
+			w.stored[d]++
+			w.counts["stored by "+d.at.name]++
+			w.slowest = max(w.slowest, took)
+		})
 	case refused:
 		if !strings.Contains(code, "unavailable") && !strings.Contains(code, "store cannot commit") && !(d.topic != "" && code == topicRefused) {
 			w.fault("refused", "%s: %s", l.cid, code)
@@ -502,6 +505,3 @@ func (w *world) caught(d *device, all bool, lacks string) {
 		}
 	})
 }
-
-// readyz is what a node says of itself.
-func (n *node) readyz() bool { return n.Get("/readyz") == http.StatusOK }
