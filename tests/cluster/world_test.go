@@ -35,14 +35,14 @@ type world struct {
 	final   bool       // devices look whether they have got everything
 	conns   int
 	up      map[*device]bool
-	stored  map[*device]int      // messages acknowledged
-	ready   map[*device]string   // at the end, what a device still lacks; "": nothing
-	left    []*node              // that devices stay away from
-	faults  []fault              // that devices have met
-	counts  map[string]int       // of events, for the log
-	away    map[string]time.Time // references that devices were sent to
-	open    map[*device]int      // messages on their way
-	slowest time.Duration        // attempt that was acknowledged
+	stored  map[*device]int    // messages acknowledged
+	ready   map[*device]string // at the end, what a device still lacks; "": nothing
+	left    []*node            // that devices stay away from
+	faults  []fault            // that devices have met
+	counts  map[string]int     // of events, for the log
+	away    map[string]int     // references that devices were sent to
+	open    map[*device]int    // messages on their way
+	slowest time.Duration      // attempt that was acknowledged
 }
 
 // newWorld makes the devices; they come to life with start.
