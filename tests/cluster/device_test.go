@@ -42,6 +42,7 @@ type device struct {
 	conn       int
 	n          int // messages made
 	subscribed bool
+	stalled    bool
 	out        []*letter // not acknowledged, in order
 	later      time.Time // no new message before
 	acks       map[string]*mark
@@ -163,7 +164,10 @@ func (d *device) live() {
 
 // rest takes what came before the end of the connection.
 func (d *device) rest() {
-	d.c.TryTake(func(*packets.Packet) bool { return false }, mqtest.Patience)
+	if !d.stalled { // else the client has stopped reading, and acknowledging, before
+		d.c.TryTake(func(*packets.Packet) bool { return false }, mqtest.Patience)
+	}
+	d.stalled = false
 	for _, pk := range d.c.Got() {
 		d.take(&pk)
 	}
@@ -185,8 +189,14 @@ func (d *device) work() bool {
 		return true
 	}
 	if now.After(d.die) && d.w.sending() {
-		if d.rng.IntN(2) == 0 {
+		switch d.rng.IntN(3) {
+		case 0:
 			_ = d.c.TryWrite([]byte{packets.Disconnect << 4, 0})
+		case 1:
+			d.w.note("stalled") // what comes meanwhile is lost on its way
+			d.c.Stall()
+			d.stalled = true
+			d.w.sleep(time.Duration(d.rng.Int64N(int64(3 * nap))))
 		}
 		return false
 	}

@@ -15,7 +15,7 @@ import (
 
 // patience is how long a scenario waits for what must come: long, since the machine may be busy with other things, and nodes
 // may have to find out that others have died.
-const patience = 90 * time.Second
+const patience = 60 * time.Second
 
 // world is what the devices of a scenario live in.
 type world struct {
@@ -48,7 +48,7 @@ type world struct {
 // newWorld makes the devices; they come to life with start.
 func newWorld(t *testing.T, seed uint64, nodes []*node) *world {
 	w := &world{
-		t: t, h: newHistory(), nodes: nodes, life: 10 * time.Second, interval: 150 * time.Millisecond, seed: seed, done: make(chan struct{}),
+		t: t, h: newHistory(), nodes: nodes, life: 1500 * time.Millisecond, interval: 150 * time.Millisecond, seed: seed, done: make(chan struct{}),
 		up: map[*device]bool{}, stored: map[*device]int{}, ready: map[*device]string{}, counts: map[string]int{}, away: map[string]int{}, open: map[*device]int{},
 	}
 	w.h.TakeOver = 10 * time.Second
@@ -158,15 +158,24 @@ func (w *world) set(f func()) {
 // until waits until lacks, which is called with mu held, says that nothing is lacking any more.
 func (w *world) until(what string, lacks func() string) {
 	w.t.Helper()
+	if !w.wait(what, lacks) {
+		w.report()
+		w.t.FailNow()
+	}
+}
+
+// wait is until for those who go on all the same; it reports whether nothing is lacking.
+func (w *world) wait(what string, lacks func() string) bool {
+	w.t.Helper()
 	last := ""
 	for end := time.Now().Add(patience); ; {
 		w.set(func() { last = lacks() })
 		if last == "" {
-			return
+			return true
 		}
 		if time.Now().After(end) {
-			w.report()
-			w.t.Fatalf("waited in vain for %s: %s", what, last)
+			w.t.Errorf("waited in vain for %s: %s", what, last)
+			return false
 		}
 		w.sleep(nap / 5) // between looks, not instead of them
 	}
@@ -240,7 +249,7 @@ func (w *world) finish() {
 	w.until("all messages to be stored", pending)
 	stored := time.Since(begin)
 	w.set(func() { w.final, w.ready = true, map[*device]string{} })
-	w.until("all cursors to reach their heads", func() string {
+	w.wait("all cursors to reach their heads", func() string {
 		for _, d := range w.devices {
 			s, found := w.ready[d]
 			if !d.ordinary() && !d.twin && (!found || s != "") {
