@@ -60,7 +60,7 @@ const (
 	defaultTimeout     = 10 * time.Second
 	lazyLanes          = 4                // batches without messages that are committed at once
 	lockWait           = 5                // seconds that a statement waits for a lock
-	idleTime           = 60               // seconds after which the server ends a session that does nothing
+	idleTime           = 10               // seconds after which the server ends a session that does nothing; see pool
 	leastPacket        = 4 << 20          // max_allowed_packet, bytes
 	pingEvery          = time.Second      // while the database is away
 	beatEvery          = 5 * time.Second  // each process shows that it is alive
@@ -218,7 +218,8 @@ func (s *Store) reading(c *mysql.Config, timeout time.Duration, more string) (*s
 }
 
 // pool makes connections on which a statement may take as long as timeout (0: for ever), and which the server ends when
-// they have been idle for so many seconds. more is what else a session begins with.
+// they have been idle for so many seconds: a process that hangs or is cut off in a transaction keeps its locks that long,
+// and the other nodes wait for them. more is what else a session begins with.
 func (s *Store) pool(c *mysql.Config, timeout time.Duration, idle int, more string) (*sql.DB, error) {
 	c = c.Clone()
 	c.MultiStatements, c.InterpolateParams, c.ParseTime = true, true, false
