@@ -83,12 +83,14 @@ func (s *Server) launch(install, daemon string, args []string) error {
 	if os.Getuid() == 0 {
 		me = "--user=root"
 	}
-	out, err := exec.Command(install, "--no-defaults", "--datadir="+s.path("data"), "--auth-root-authentication-method=normal", "--skip-test-db", me).CombinedOutput()
+	// Temporary tables are named after a process, and servers in other containers may share /tmp.
+	tmp := "--tmpdir=" + s.dir
+	out, err := exec.Command(install, "--no-defaults", "--datadir="+s.path("data"), tmp, "--auth-root-authentication-method=normal", "--skip-test-db", me).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("mariadb-install-db: %w\n%s", err, out)
 	}
 	s.cmd = exec.Command(daemon, append([]string{"--no-defaults", "--datadir=" + s.path("data"), "--socket=" + s.path("sock"), "--pid-file=" + s.path("pid"),
-		"--bind-address=127.0.0.1", "--skip-name-resolve", "--innodb-buffer-pool-size=16M", "--skip-log-bin", me}, args...)...)
+		"--bind-address=127.0.0.1", "--skip-name-resolve", "--innodb-buffer-pool-size=16M", "--skip-log-bin", tmp, me}, args...)...)
 	if s.port, err = freePort(); err != nil {
 		return err
 	}
