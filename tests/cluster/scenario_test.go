@@ -130,6 +130,36 @@ func TestNodeHangs(t *testing.T) {
 	x.w.finish()
 }
 
+// A node stops for so long that another takes its number over, and goes on: it may not store anything under that number.
+func TestNumberTaken(t *testing.T) {
+	t.Parallel()
+	x := play(t, 3, nil)
+	for range rounds(1, 10) {
+		n := x.nodes[0]
+		var number int
+		if err := x.DB.QueryRow("SELECT number FROM mqim.mqim_numbers WHERE name = ?", n.name).Scan(&number); err != nil {
+			t.Fatal(err)
+		}
+		n.stop()
+		n.db.Cut() // it has no transaction under way, for which another would pass its number over
+		x.Exec("DELETE FROM mqim.mqim_nodes WHERE node = (SELECT node FROM mqim.mqim_numbers WHERE name = '" + n.name + "')")
+		other := x.nodes[1]
+		other.Kill()
+		other.Run()
+		var name string
+		if err := x.DB.QueryRow("SELECT name FROM mqim.mqim_numbers WHERE number = ?", number).Scan(&name); err != nil || name != other.name {
+			t.Fatalf("number %d is %s's, %v, want it to be %s's", number, name, err, other.name)
+		}
+		x.goesOn("with the number taken over")
+		n.resume()
+		n.db.Heal()
+		x.ready("with another number", n)
+		x.served(n)
+		x.nodes[0], x.nodes[1] = other, n
+	}
+	x.w.finish()
+}
+
 // Redis is flushed, killed and paused: sends go on, nodes tell, and all recovers by itself.
 func TestRedis(t *testing.T) {
 	t.Parallel()
