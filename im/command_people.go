@@ -135,12 +135,12 @@ func (d *Device) cmdPresenceWatch(c *command, t Ticket) ([]byte, *Error) {
 	if err := c.usersArg(); err != nil {
 		return nil, err
 	}
-	fresh, ok := d.e.presence.watch(d, c.Users)
+	subs, ok := d.e.presence.watch(d, c.Users)
 	if !ok {
 		return nil, errorf(RateLimited, "a device may watch at most %d users", maxWatched)
 	}
 	if d.e.peers != nil {
-		d.e.peers.beginAll(d.e.ctx, fresh)
+		d.e.peers.beginAll(d.e.ctx, subs)
 	}
 	return d.cmdPresenceGet(c, t)
 }

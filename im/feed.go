@@ -194,6 +194,10 @@ func (e *Engine) followUser(name string, p *pending, spans []store.Span, mode st
 			d.reload = true // where it begins stands in the store; once a group, so that loading comes to an end
 			continue
 		}
+		if e.peers != nil { // it may be that a time when the user was there, and left again, has not been heard of
+			d.loading = e.spawn(d.reloadGroups)
+			continue
+		}
 		// What the user was there for before, this device has seen: else it had the stream.
 		first := max(spans[len(spans)-1].From, p.Change.Group.LargeFrom)
 		d.attach(p.Conv, spans, p.Cseq-1, first-1, mode, p.Cseq)

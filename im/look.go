@@ -104,9 +104,7 @@ func (p *peers) look(spread time.Duration, all bool) error {
 	}
 	if all {
 		for _, name := range users {
-			if u := e.user(name); u != nil {
-				e.reload(u)
-			}
+			p.reloadInTurn(name)
 			if !e.sleep(reloadPause) {
 				break
 			}
@@ -134,10 +132,21 @@ func (p *peers) sweep(users []string) {
 	from := sort.SearchStrings(users, p.swept+"\x00")
 	for i := range min(sweepUsers, len(users)) {
 		name := users[(from+i)%len(users)]
-		if u := p.e.user(name); u != nil {
-			p.e.reload(u)
-		}
+		p.reloadInTurn(name)
 		p.swept = name
+	}
+}
+
+// reloadInTurn is reload, when there is room for one more to read.
+func (p *peers) reloadInTurn(name string) {
+	select {
+	case p.e.pumps <- struct{}{}:
+		<-p.e.pumps
+	case <-p.e.ctx.Done():
+		return
+	}
+	if u := p.e.user(name); u != nil {
+		p.e.reload(u)
 	}
 }
 
@@ -204,9 +213,7 @@ func (p *peers) joinFeed(f *feed) {
 func (p *peers) feedSubscription(f *feed) {
 	id, _ := f.conv.Group()
 	f.sub = p.subscription(bus.Group, id)
-	if !p.e.spawn(func() { p.joinFeed(f) }) {
-		close(f.sub.done)
-	}
+	p.e.spawn(func() { p.joinFeed(f) })
 }
 
 // spansOf is what the user may see of a large group by now.

@@ -129,7 +129,7 @@ type subscription struct {
 	c    bus.Channel
 	done chan struct{} // closed when Subscribe has returned
 
-	stands, over bool // guarded by peers.mu
+	begun, stands, over bool // guarded by peers.mu
 }
 
 func (p *peers) subscription(k bus.Kind, name string) *subscription {
@@ -137,11 +137,22 @@ func (p *peers) subscription(k bus.Kind, name string) *subscription {
 }
 
 // begin subscribes. It waits askFor at most: after that the subscription takes effect when the bus can be used again, and
-// then the look makes good what was missed. It is called once for a subscription.
+// then the look makes good what was missed. Where somebody else has begun it is waited for.
 func (p *peers) begin(ctx context.Context, s *subscription) {
-	defer close(s.done)
 	ctx, cancel := context.WithTimeout(ctx, askFor)
 	defer cancel()
+	p.mu.Lock()
+	begun := s.begun
+	s.begun = true
+	p.mu.Unlock()
+	if begun {
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+		}
+		return
+	}
+	defer close(s.done)
 	_ = p.bus.Subscribe(ctx, s.c)
 	p.mu.Lock()
 	s.stands = true
@@ -213,7 +224,8 @@ func (p *peers) ask(ctx context.Context, k bus.Kind, name string, payload []byte
 	return list, err == nil
 }
 
-// enter has what concerns a user come to this node, before its state is read, and the nodes that hold it, too, know.
+// enter has what concerns a user come to this node, before its state is read, and the nodes that hold it, too, know. Each of the
+// two takes askFor at most. u.loading is held.
 func (p *peers) enter(ctx context.Context, u *user) {
 	if u.sub == nil {
 		s := p.subscription(bus.User, u.name)
@@ -222,7 +234,9 @@ func (p *peers) enter(ctx context.Context, u *user) {
 		u.mu.Unlock()
 		p.begin(ctx, s)
 	}
-	p.ask(ctx, bus.User, u.name, []byte{sayHere})
+	if !u.told {
+		_, u.told = p.ask(ctx, bus.User, u.name, []byte{sayHere})
+	}
 }
 
 // elsewhere is what a node knows of a user that it holds: whether others hold it, too. At first, after nodes have come or

@@ -42,7 +42,7 @@ func (p *presence) init(e *Engine) {
 }
 
 // watch adds users to what a device watches; it returns false when that would be too many. The caller begins the
-// subscriptions that it returns.
+// subscriptions that it returns, before it looks who is there.
 func (p *presence) watch(d *Device, users []string) (subs []*subscription, ok bool) {
 	d.u.mu.Lock()
 	defer d.u.mu.Unlock()
@@ -71,8 +71,10 @@ func (p *presence) watch(d *Device, users []string) (subs []*subscription, ok bo
 			p.watched[u] = w
 			if p.e.peers != nil {
 				w.sub = p.e.peers.subscription(bus.Presence, u)
-				subs = append(subs, w.sub)
 			}
+		}
+		if w.sub != nil {
+			subs = append(subs, w.sub)
 		}
 		w.by[d] = true
 	}
