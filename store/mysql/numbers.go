@@ -54,8 +54,10 @@ func (s *Store) shareNumber(p *packet, l *lease) {
 		if node == s.node {
 			return nil
 		}
-		if s.lease.Load() == l {
-			s.setOwned(errNumberTaken)
+		s.owner.mu.Lock()
+		defer s.owner.mu.Unlock()
+		if s.lease.Load() == l { // there may be another by now
+			s.owner.err = errNumberTaken
 		}
 		return errNumberTaken
 	}, l.number)
@@ -90,8 +92,10 @@ func (s *Store) takeNumber(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("store.mysql: node number: %w", err)
 	}
+	s.owner.mu.Lock()
+	defer s.owner.mu.Unlock()
 	s.lease.Store(l)
-	s.setOwned(nil)
+	s.owner.err = nil
 	return nil
 }
 

@@ -26,7 +26,7 @@ type owner struct {
 	conn *sql.Conn
 
 	mu     sync.Mutex
-	err    error     // nil: the lock, or the node number, is held
+	err    error     // nil: the lock, or the node number, is held; with mu goes Store.lease
 	beaten time.Time // when the last beat that arrived was sent
 }
 
