@@ -136,23 +136,25 @@ func TestREADME(t *testing.T) {
 	}
 }
 
-// TestOperations has the server check the settings that operations.md shows.
-func TestOperations(t *testing.T) {
-	text, err := os.ReadFile("operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(text), -1)
-	if len(blocks) < 3 {
-		t.Fatalf("operations.md shows settings %d times, want 3 or more", len(blocks))
-	}
-	for _, b := range blocks {
-		file := filepath.Join(t.TempDir(), "config.yaml")
-		if err := os.WriteFile(file, []byte(b[1]), 0o600); err != nil {
+// TestSettings has the server check the settings that the pages show.
+func TestSettings(t *testing.T) {
+	for page, least := range map[string]int{"operations.md": 3, "cluster.md": 1} {
+		text, err := os.ReadFile(page)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command(bin, "check", "--config", file).CombinedOutput(); err != nil {
-			t.Errorf("mqim check: %v\n%s\n%s", err, out, b[1])
+		blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+		if len(blocks) < least {
+			t.Fatalf("%s shows settings %d times, want %d or more", page, len(blocks), least)
+		}
+		for _, b := range blocks {
+			file := filepath.Join(t.TempDir(), "config.yaml")
+			if err := os.WriteFile(file, []byte(b[1]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command(bin, "check", "--config", file).CombinedOutput(); err != nil {
+				t.Errorf("%s: mqim check: %v\n%s\n%s", page, err, out, b[1])
+			}
 		}
 	}
 }

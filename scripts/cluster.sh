@@ -7,7 +7,7 @@
 #   scripts/cluster.sh data/cluster
 #
 # Node n (1, 2, 3) has MQTT on 1882+n, WebSocket on 8082+n and HTTP on 8089+n; MariaDB is on 13306, Redis on 16379. Other
-# ports: MQTT=…, WS=…, HTTP=… (of the first node), DB=…, REDIS=….
+# ports: MQTT=…, WS=…, HTTP=… (of the first node), DB=…, REDIS=…; another binary: MQIM=….
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -86,7 +86,7 @@ store:
 cluster:
   redis: {addresses: ["127.0.0.1:$redis"]}
 EOF
-    run "node$n" ./bin/mqim serve --config "$dir/node$n.yaml"
+    run "node$n" "${MQIM:-./bin/mqim}" serve --config "$dir/node$n.yaml"
     until_ready "node$n" ready $((http + n - 1))
     echo "cluster: node$n is ready: MQTT on 127.0.0.1:$((mqtt + n - 1)), http://127.0.0.1:$((http + n - 1))/v1/endpoints, process ${pids[-1]}"
 done
