@@ -173,43 +173,34 @@ func patient(t *testing.T) {
 }
 
 // TestReadWhatWasWritten: where the replica stands still everybody still sees what was done here, and where others have
-// to do with it they see it too.
+// to do with it they see it too. Each step has users and a conversation of its own: nothing else has touched them.
 func TestReadWhatWasWritten(t *testing.T) {
 	patient(t)
 	p := newPair(t)
 	s := p.open(mysql.Options{})
-	ann, bob, cyd := store.Relaxed(ctx, "ann"), store.Relaxed(ctx, "bob"), store.Relaxed(ctx, "cyd")
-	conv, old, large := store.Direct("ann", "bob"), store.Direct("ann", "cyd"), store.GroupConv("large")
-	for _, c := range []store.Conv{conv, old} {
+	steps := []string{"send", "read", "recall", "delete", "idle"}
+	a := func(step string) string { return "ann" + step }
+	b := func(step string) string { return "bob" + step }
+	conv := func(step string) store.Conv { return store.Direct(a(step), b(step)) }
+	for _, step := range steps {
 		for i := range 4 {
-			commit(t, s, &store.Batch{Sends: []*store.Send{message(c, "ann", fmt.Sprint("old", i))}})
+			commit(t, s, &store.Batch{Sends: []*store.Send{message(conv(step), a(step), fmt.Sprint("old", i))}})
 		}
 	}
-	group(t, s, "large", true, "ann", "bob", "cyd")
-	eventually(t, "all of it is on the replica", func() bool {
-		before := served(s)
-		for _, x := range []struct {
-			user string
-			conv store.Conv
-		}{{"ann", conv}, {"bob", conv}, {"cyd", large}, {"cyd", old}} {
-			if _, err := s.History(store.Relaxed(ctx, x.user), x.user, x.conv, store.Range{Limit: 9}); err != nil {
-				t.Fatal(err)
-			}
-			if _, _, err := s.ListConversations(store.Relaxed(ctx, x.user), x.user, "", 9); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return served(s) == before+8
-	})
-	history := func(ctx context.Context, user string, conv store.Conv) string {
-		list, err := s.History(ctx, user, conv, store.Range{Limit: 2})
+	for _, id := range []string{"crowd", "join"} {
+		group(t, s, id, true, "owner", "sender"+id, "reader"+id)
+	}
+	history := func(user string, conv store.Conv) string {
+		t.Helper()
+		list, err := s.History(store.Relaxed(ctx, user), user, conv, store.Range{Limit: 2})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return fmt.Sprint(bodies(list))
 	}
-	state := func(ctx context.Context, user string, conv store.Conv) (c store.Conversation) {
-		list, _, err := s.ListConversations(ctx, user, "", 9)
+	state := func(user string, conv store.Conv) (c store.Conversation) {
+		t.Helper()
+		list, _, err := s.ListConversations(store.Relaxed(ctx, user), user, "", 9)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,60 +211,72 @@ func TestReadWhatWasWritten(t *testing.T) {
 		}
 		return c
 	}
-	check := func(what, got, want string) {
+	eventually(t, "all of it is on the replica", func() bool {
+		before := served(s)
+		for _, step := range steps {
+			history(a(step), conv(step))
+			state(b(step), conv(step))
+		}
+		state("readercrowd", "g/crowd")
+		state("readerjoin", "g/join")
+		return served(s) == before+2*int64(len(steps))+2
+	})
+	check := func(what string, got any, want string) {
 		t.Helper()
-		if got != want {
-			t.Errorf("%s: got %s, want %s", what, got, want)
+		if fmt.Sprint(got) != want {
+			t.Errorf("%s: got %v, want %s", what, got, want)
 		}
 	}
 	p.replica.Exec("STOP SLAVE SQL_THREAD")
 
-	commit(t, s, &store.Batch{Sends: []*store.Send{message(conv, "ann", "new")}})
-	check("sender's history", history(ann, "ann", conv), "[old3 new]")
-	check("receiver's history", history(bob, "bob", conv), "[old3 new]")
-	check("receiver's list", fmt.Sprint(state(bob, "bob", conv).Unread), "5")
+	commit(t, s, &store.Batch{Sends: []*store.Send{message(conv("send"), a("send"), "new")}})
+	check("sender's history", history(a("send"), conv("send")), "[old3 new]")
+	check("receiver's history", history(b("send"), conv("send")), "[old3 new]")
+	check("sender's list", state(a("send"), conv("send")).Head, "5")
+	check("receiver's list", state(b("send"), conv("send")).Unread, "5")
 
-	commit(t, s, &store.Batch{Lazy: true, Reads: []*store.Mark{{User: "bob", Conv: conv, Cseq: 3}}})
-	check("reader's list", fmt.Sprint(state(bob, "bob", conv).Unread), "2")
-	check("list of who was read", fmt.Sprint(state(ann, "ann", conv).PeerRead), "3")
+	commit(t, s, &store.Batch{Lazy: true, Reads: []*store.Mark{{User: b("read"), Conv: conv("read"), Cseq: 3}}})
+	check("reader's list", state(b("read"), conv("read")).Unread, "1")
+	check("list of who was read", state(a("read"), conv("read")).PeerRead, "3")
 
-	commit(t, s, &store.Batch{Recalls: []*store.Recall{{Conv: conv, Cseq: 5}}})
-	check("history after a recall", history(bob, "bob", conv), "[old3 ]")
+	commit(t, s, &store.Batch{Recalls: []*store.Recall{{Conv: conv("recall"), Cseq: 4}}})
+	check("history after a recall", history(b("recall"), conv("recall")), "[old2 ]")
+	check("list after a recall", state(b("recall"), conv("recall")).Unread, "3")
 
-	commit(t, s, &store.Batch{Deletes: []store.Delete{{User: "bob", Conv: conv, Cseqs: []uint64{4}}}})
-	check("history after a deletion", history(bob, "bob", conv), "[old2 ]")
+	commit(t, s, &store.Batch{Deletes: []store.Delete{{User: b("delete"), Conv: conv("delete"), Cseqs: []uint64{4}}}})
+	check("history after a deletion", history(b("delete"), conv("delete")), "[old1 old2]")
+	check("list after a deletion", state(b("delete"), conv("delete")).Unread, "3")
 
-	commit(t, s, &store.Batch{Sends: []*store.Send{message(large, "bob", "to all")}})
-	check("history of a large group", history(cyd, "cyd", large), "[made to all]")
-	check("list with a large group", fmt.Sprint(state(cyd, "cyd", large).Head), "2")
+	commit(t, s, &store.Batch{Sends: []*store.Send{message("g/crowd", "sendercrowd", "to all")}})
+	check("list with a large group", state("readercrowd", "g/crowd").Head, "2")
+	check("history of a large group", history("readercrowd", "g/crowd"), "[made to all]")
 
-	m := message(large, "ann", "dan is in")
-	g, err := s.Group(ctx, "large")
+	m := message("g/join", "owner", "dan is in")
+	g, err := s.Group(ctx, "join")
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.Change = &store.Change{Group: g, Members: []store.Member{{User: "dan", Role: store.Ordinary, Joined: 1}}}
 	commit(t, s, &store.Batch{Sends: []*store.Send{m}})
-	list, _, err := s.Members(cyd, "large", "", 9)
+	list, _, err := s.Members(store.Relaxed(ctx, "readerjoin"), "join", "", 9)
 	check("members", fmt.Sprint(len(list), err), "4 <nil>")
 	lists, _, err := s.Memberships(store.Relaxed(ctx, "dan"), "dan", "", 9)
 	check("memberships of who has joined", fmt.Sprint(len(lists), err), "1 <nil>")
 
-	// What nobody has touched is still served by the replica, and what is behind was asked of it in vain.
-	commit(t, s, &store.Batch{Sends: []*store.Send{message("u/x/y", "x", "")}})
+	// What nobody has touched is still served by the replica; what is not there is asked of it in vain.
 	before := served(s)
-	check("history of another conversation", history(store.Relaxed(ctx, "eve"), "eve", old), "[old2 old3]")
+	check("history of another conversation", history(a("idle"), conv("idle")), "[old2 old3]")
 	if served(s) != before+1 {
 		t.Errorf("what is old was not read from the replica: %v", s.Metrics().Passed)
 	}
 	eventually(t, "a read finds the replica behind", func() bool {
-		check("sender's history", history(ann, "ann", conv), "[old3 ]")
+		check("sender's history", history(a("send"), conv("send")), "[old3 new]")
 		return s.Metrics().Passed["behind"] > 0
 	})
 	p.replica.Exec("START SLAVE SQL_THREAD")
 	eventually(t, "what was new is read from it", func() bool {
 		before := served(s)
-		check("sender's history", history(ann, "ann", conv), "[old3 ]")
+		check("sender's history", history(a("send"), conv("send")), "[old3 new]")
 		return served(s) > before
 	})
 }
