@@ -245,6 +245,7 @@ func (p *peers) receive(m *bus.Message) {
 	case sayHere:
 		if u := e.user(name); u != nil {
 			raise(&u.elsewhere.yes, time.Now().UnixNano())
+			answer = u.appendReached(nil)
 		}
 	case sayMessages:
 		ok = e.takeMessages(name, b)

@@ -41,7 +41,7 @@ const (
 
 // What a payload begins with.
 const (
-	sayHere     = 'h' // {User}, a question: this node holds the user, too
+	sayHere     = 'h' // {User}, a question: this node holds the user, too; how far has it acknowledged?
 	sayMessages = 'm' // {User}: committed messages
 	sayGroup    = 'g' // {Group}: committed messages of a large group
 	sayNotify   = 'n' // {User}: a notification, on a Channel
@@ -224,8 +224,9 @@ func (p *peers) ask(ctx context.Context, k bus.Kind, name string, payload []byte
 	return list, err == nil
 }
 
-// enter has what concerns a user come to this node, before its state is read, and the nodes that hold it, too, know. Each of the
-// two takes askFor at most. u.loading is held.
+// enter has what concerns a user come to this node, before its state is read. The nodes that hold it, too, learn of it, and tell how
+// far its devices have acknowledged, which may not be written yet: who acknowledges there and connects here is not to have
+// that again. Each of the two takes askFor at most. u.loading is held.
 func (p *peers) enter(ctx context.Context, u *user) {
 	if u.sub == nil {
 		s := p.subscription(bus.User, u.name)
@@ -234,8 +235,43 @@ func (p *peers) enter(ctx context.Context, u *user) {
 		u.mu.Unlock()
 		p.begin(ctx, s)
 	}
-	if !u.told {
-		_, u.told = p.ask(ctx, bus.User, u.name, []byte{sayHere})
+	answers, _ := p.ask(ctx, bus.User, u.name, []byte{sayHere})
+	for _, a := range answers {
+		u.readReached(a.Payload)
+	}
+}
+
+// appendReached appends how far the user's devices have acknowledged, as far as this node knows.
+func (u *user) appendReached(b []byte) []byte {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	b = wire.AppendUvarint(b, u.cursor)
+	for conv, cseq := range u.large {
+		b = wire.AppendUvarint(wire.AppendString(b, string(conv)), cseq)
+	}
+	return b
+}
+
+// readReached takes in what appendReached wrote.
+func (u *user) readReached(b []byte) {
+	d := wire.Decoder{B: b}
+	cursor := d.Uvarint()
+	large := map[store.Conv]uint64{}
+	for !d.Bad && d.Off < len(d.B) {
+		conv := store.Conv(d.Str())
+		large[conv] = d.Uvarint()
+	}
+	if d.Bad {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.cursor = max(u.cursor, cursor)
+	if u.large == nil && len(large) > 0 {
+		u.large = map[store.Conv]uint64{}
+	}
+	for conv, cseq := range large {
+		u.large[conv] = max(u.large[conv], cseq)
 	}
 }
 

@@ -24,7 +24,6 @@ type user struct {
 
 	elsewhere elsewhere     // whether other nodes hold the user
 	sub       *subscription // of what concerns the user; nil: there is no bus, or not yet. Guarded by mu
-	told      bool          // the nodes that hold the user know that this one does; guarded by loading
 
 	loading sync.Mutex // held while the state is read from the store; only connects of this user wait for it
 	mu      sync.Mutex // guards what follows

@@ -12,7 +12,7 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 dir=${1:-data/cluster}
-mkdir -p "$dir"
+mkdir -p "$dir/tmp"
 dir=$(cd "$dir" && pwd)
 mqtt=${MQTT:-1883} ws=${WS:-8083} http=${HTTP:-8090} db=${DB:-13306} redis=${REDIS:-16379}
 
@@ -56,10 +56,11 @@ as=()
 sock=$(mktemp -u "${TMPDIR:-/tmp}/mqim-XXXXXX.sock") # a socket's path is short
 if [ ! -d "$dir/mariadb/mysql" ]; then
     echo "cluster: making a database in $dir/mariadb"
-    mariadb-install-db --no-defaults "${as[@]}" --datadir="$dir/mariadb" --auth-root-authentication-method=normal --skip-test-db >"$dir/mariadb.log" 2>&1
+    mariadb-install-db --no-defaults "${as[@]}" --datadir="$dir/mariadb" --tmpdir="$dir/tmp" --auth-root-authentication-method=normal \
+        --skip-test-db >"$dir/mariadb.log" 2>&1 || { cat "$dir/mariadb.log" >&2; rm -rf "$dir/mariadb"; exit 1; }
 fi
 # The binary log, synced at each commit, is what a replica and a restore to a moment need.
-run mariadb mariadbd --no-defaults "${as[@]}" --datadir="$dir/mariadb" --socket="$sock" --bind-address=127.0.0.1 --port=$db \
+run mariadb mariadbd --no-defaults "${as[@]}" --datadir="$dir/mariadb" --tmpdir="$dir/tmp" --socket="$sock" --bind-address=127.0.0.1 --port=$db \
     --log-bin --server-id=1 --binlog-format=ROW --sync-binlog=1 --innodb-flush-log-at-trx-commit=1 --max-allowed-packet=64M
 run redis redis-server --bind 127.0.0.1 --port $redis --save '' --appendonly no --dir "$dir"
 until_ready mariadb mariadb --no-defaults --socket="$sock" -u root -e 'SELECT 1'
