@@ -64,8 +64,9 @@ var (
 type Bus interface {
 	// ID is this node's id, which no other process has ever had.
 	ID() string
-	// Handle sets who is given what arrives with a topic, a letter; it is called before Start. f is called for one message
-	// at a time for each sending node, and must not wait.
+	// Handle sets who is given what arrives with a topic, a letter; it is called before the node is connected. Messages
+	// may come before it is known to be. f is called for one message at a time for each sending node, and must not wait:
+	// where it does, Redis gives the node up, which shows as the bus going down.
 	Handle(topic byte, f func(*Message))
 
 	// Subscribe has what other nodes publish on a channel from now on handed to the handlers: when it returns nil nothing is
@@ -75,22 +76,26 @@ type Bus interface {
 	Unsubscribe(c Channel)
 
 	// Publish sends to the other nodes that are subscribed. done, which may be nil, is told how many they are, -1 where
-	// that is not known since the bus is down or its queue, which is bounded, full. done must not wait. payload must not
-	// be changed afterwards.
+	// that is not known: the bus is down, or goes down before Redis has answered (the message may have been heard then), or
+	// its queue, which is bounded, is full. done is called on another goroutine, never within Publish, and must not wait.
+	// payload must not be changed afterwards.
 	Publish(c Channel, topic byte, payload []byte, done func(nodes int))
-	// Ask publishes a question and waits until every other node that is subscribed has answered, or ctx ends. Errors:
-	// ErrDown, ErrIncomplete with the answers that have come.
+	// Ask publishes a question and waits until every other node that is subscribed has answered, the bus goes down, or ctx
+	// ends. Errors: ErrDown, ErrIncomplete, both with the answers that have come. A node that dies with a question is waited
+	// for until ctx ends; one that says goodbye is not.
 	Ask(ctx context.Context, c Channel, topic byte, payload []byte) ([]Answer, error)
-	// Count tells for each channel how many other nodes are subscribed.
+	// Count tells for each channel how many other nodes are subscribed. Errors: ErrDown, that of ctx.
 	Count(ctx context.Context, list []Channel) ([]int, error)
 
 	// Announce sets what other nodes see as Peer.Info: soon, and with each sign of life. It is short.
 	Announce(info []byte)
-	// Peers are the others, ordered by ID. Where there are none, nobody is subscribed to anything.
+	// Peers are the others, ordered by ID; while the bus is down there are none. Where there are none, nobody is subscribed
+	// to anything. When Up begins to say true they are known.
 	Peers() []Peer
 	// Up reports whether the bus can be used.
 	Up() bool
 	// OnChange has f called when a node has come or gone, or the bus has come up or gone down, after Peers and Up say so. It
-	// is called before Start. f must not wait. After the bus was down messages may be missing.
+	// is called before the node is connected. f must not wait. Several changes may be one call, but between going down and
+	// coming up again f is always called, so that it sees Up say false. After the bus was down messages may be missing.
 	OnChange(f func())
 }

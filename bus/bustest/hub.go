@@ -86,13 +86,22 @@ func (n *Node) Leave() {
 	<-n.done
 }
 
-// Cut takes the node off the bus, or puts it back. Meanwhile it hears nothing, is not heard, and knows that.
+// Cut takes the node off the bus, or puts it back. Meanwhile it hears nothing, is not heard, and knows that: OnChange's
+// functions have seen it when Cut returns, which they must not call.
 func (n *Node) Cut(cut bool) {
 	n.hub.mu.Lock()
-	defer n.hub.mu.Unlock()
-	if n.up == cut {
-		n.setUp(!cut)
-		n.hub.change()
+	if n.up != cut {
+		n.hub.mu.Unlock()
+		return
+	}
+	n.setUp(!cut)
+	n.hub.change()
+	seen := make(chan struct{})
+	n.put(func() { close(seen) })
+	n.hub.mu.Unlock()
+	select {
+	case <-seen:
+	case <-n.done:
 	}
 }
 

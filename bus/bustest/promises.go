@@ -457,6 +457,16 @@ func promiseDown(t *testing.T, join Maker, cut Cut) {
 		}
 	}
 	want(t, "Publish", publish(t, a, meanwhile, 'x', ""), -1)
+	var mu sync.Mutex // that done wants, and that is held around Publish
+	told := make(chan int, 1)
+	mu.Lock()
+	a.Publish(meanwhile, 'x', nil, func(n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		told <- n
+	})
+	mu.Unlock()
+	want(t, "Publish under a lock", <-told, -1)
 	wantPeers(t, b, c)
 	want(t, "nobody hears it", publish(t, b, before, 'x', ""), 0)
 	ups.Store(0)
