@@ -307,8 +307,13 @@ func TestJoinAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	begun := time.Now()
+	list = append(list, start(t, Options{Addresses: []string{s.Addr()}}, nil))
+	if took := time.Since(begun); took >= greetTimeout {
+		t.Errorf("a node that joins was greeted after %v", took)
+	}
 	for i, b := range list {
-		if n := len(b.Peers()); n != nodes-1 {
+		if n := len(b.Peers()); n != nodes {
 			t.Errorf("%d sees %d others", i, n)
 		}
 	}

@@ -174,7 +174,7 @@ func (b *Bus) beat() {
 		}
 		l.mu.Unlock()
 		if state >= laneJoining && b.clock()-l.heard.Load() > int64(deafTimeout) {
-			l.fail(connection, errors.New("Redis accepts what is published and does not hand it out"))
+			l.fail(connection, errors.New("what is published does not come back from Redis"))
 		}
 	}
 }
