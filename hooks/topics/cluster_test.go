@@ -4,15 +4,18 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/mqim/mqim/bus"
 	"github.com/mqim/mqim/bus/bustest"
+	"github.com/mqim/mqim/hooks/link"
 	"github.com/mqim/mqim/store"
 )
 
@@ -346,7 +349,7 @@ func TestForeignAcrossNodes(t *testing.T) {
 // Of connections that are made at the same time on two nodes exactly one stays.
 func TestConnectAtOnce(t *testing.T) {
 	s := newSwarm(t, 2, setup{})
-	for round := range 200 {
+	for round := range 60 {
 		how := []connect{v5}
 		if round%2 == 1 {
 			how = []connect{expiry(100)}
@@ -527,4 +530,156 @@ func TestWillsAcrossNodes(t *testing.T) {
 		q.ping()
 		r.ping()
 	})
+}
+
+// A will to a user waits on the node that the client has left, and is given up when it comes back, to whichever node.
+func TestUserWillsAcrossNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSwarm(t, 2, setup{pipes: true})
+		bob := s.nodes[0].connect("bob")
+		bob.subscribe("im/u/bob", 1)
+		for node := range s.nodes {
+			will := testament("im/u/bob", fmt.Sprint("will ", node), 1, false, 20)
+			p := s.nodes[0].connect("alice", expiry(300), will)
+			_ = p.conn.Close()
+			s.nodes[0].gone("alice")
+			p = s.nodes[node].connect("alice", expiry(300), will)
+			time.Sleep(30 * time.Second)
+			bob.ping()
+			_ = p.conn.Close()
+			if node == 0 {
+				time.Sleep(19 * time.Second)
+				bob.ping()
+				bob.message("will 0")
+			}
+		}
+	})
+}
+
+// A client that is sent to another server is told which, where its version of MQTT has a word for it.
+func TestRedirect(t *testing.T) {
+	r := newRig(t, setup{})
+	small := func(pk *packets.Packet) { pk.ProtocolVersion, pk.Properties.MaximumPacketSize = 5, 20 }
+	for _, c := range []struct {
+		name      string
+		how       connect
+		reference string
+	}{
+		{"new", v5, "node2.example.org:1883"},
+		{"small", small, ""},
+	} {
+		p := r.connect(c.name, c.how)
+		cl, _ := r.server.Clients.Get(c.name)
+		link.Of(cl).Redirect("node2.example.org:1883")
+		if pk := p.expect(packets.Disconnect); pk.ReasonCode != packets.ErrUseAnotherServer.Code || pk.Properties.ServerReference != c.reference {
+			t.Errorf("%s: got reason %#x and %q, want 0x9c and %q", c.name, pk.ReasonCode, pk.Properties.ServerReference, c.reference)
+		}
+	}
+	p := r.connect("old")
+	cl, _ := r.server.Clients.Get("old")
+	link.Of(cl).Redirect("node2.example.org:1883")
+	if pk, err := p.read(); err == nil {
+		t.Errorf("got %+v, want the end", pk.FixedHeader)
+	}
+}
+
+// What is remembered of the store's answers is forgotten with the first change, on the goroutine that makes it, though the
+// store be at it; and it is bounded.
+func TestMatches(t *testing.T) {
+	st := openStore(t, setup{})
+	put := func(b *store.Batch) {
+		t.Helper()
+		if err := st.Commit(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := 0
+	var during func()
+	h := &Hook{store: &matching{Store: st, f: func() {
+		if asked++; during != nil {
+			during()
+		}
+	}}}
+	want := func(topic string, subs, reads int) {
+		t.Helper()
+		asked = 0
+		list, err := h.stored(topic)
+		if err != nil || len(list) != subs || asked != reads {
+			t.Errorf("%s: got %d subscriptions, %d questions, error %v; want %d and %d", topic, len(list), asked, err, subs, reads)
+		}
+	}
+	want("a/b", 0, 1)
+	want("a/b", 0, 0)
+	sub := func(client, filter string) {
+		b := &store.Batch{}
+		b.Sessions = []store.Session{{Client: client, User: "u", Expiry: store.NoExpiry, Online: true}}
+		b.Subscribes = []store.Subscription{{Client: client, Filter: filter, Options: []byte{1}}}
+		put(b)
+	}
+	sub("c", "a/+")
+	want("a/b", 0, 0) // nobody has said so
+	h.matches.changed("a/+")
+	want("a/b", 1, 1)
+	want("x", 0, 1)
+	sub("d", "$share/g/a/b")
+	h.matches.changed("$share/g/a/b")
+	want("a/b", 2, 1)
+	want("x", 0, 0) // of no concern to it
+	h.matches.ended("e")
+	want("a/b", 2, 0)
+	h.matches.ended("d")
+	want("a/b", 2, 1)
+	// While the store is asked.
+	h.matches.changed("a/b")
+	during = func() {
+		during = nil
+		sub("f", "a/b")
+		h.matches.changed("a/b")
+	}
+	asked = 0
+	if _, err := h.stored("a/b"); err != nil || asked != 1 {
+		t.Fatal(asked, err)
+	}
+	want("a/b", 3, 1)
+	for i := range maxMatched + 10 {
+		if _, err := h.stored(fmt.Sprint("many/", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(h.matches.m); n > maxMatched {
+		t.Errorf("%d topics are remembered, want %d at most", n, maxMatched)
+	}
+	if h.matches.forget(); len(h.matches.clients) != 0 || h.matches.weight != 0 {
+		t.Error("something is left")
+	}
+}
+
+// matching is a store that tells when it is asked who has subscribed.
+type matching struct {
+	store.Store
+	f func()
+}
+
+func (m *matching) Match(ctx context.Context, topic string) ([]store.Subscription, error) {
+	if strings.HasPrefix(topic, "many/") {
+		return nil, nil
+	}
+	list, err := m.Store.Match(ctx, topic)
+	m.f()
+	return list, err
+}
+
+// Nothing of what a client id may be lies between it and what comes before it.
+func TestBefore(t *testing.T) {
+	for _, c := range []string{"a", "abc", "b\u00e9", "\ue000", "!", "z\U0010ffff"} {
+		b := before(c)
+		if b >= c {
+			t.Errorf("before(%q) is %q, which does not come before", c, b)
+		}
+		for _, d := range []string{c[:len(c)-1], c + "!", c + "a"} {
+			if utf8.ValidString(d) && d > b && d < c {
+				t.Errorf("%q lies between %q and %q", d, b, c)
+			}
+		}
+	}
 }
