@@ -349,7 +349,7 @@ func TestForeignAcrossNodes(t *testing.T) {
 // Of connections that are made at the same time on two nodes exactly one stays.
 func TestConnectAtOnce(t *testing.T) {
 	s := newSwarm(t, 2, setup{})
-	for round := range 60 {
+	for round := range 200 {
 		how := []connect{v5}
 		if round%2 == 1 {
 			how = []connect{expiry(100)}
