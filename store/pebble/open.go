@@ -142,7 +142,8 @@ func (clockIDs) Next(after int64) int64 { return max(after+1, time.Now().UnixMil
 
 func (s *Store) open() (err error) {
 	if s.opts.ReadOnly {
-		if desc, err := pdb.Peek(s.opts.Path, s.opts.FS); err == nil && !desc.Exists {
+		_, err := s.opts.FS.Stat(s.opts.Path)
+		if desc, e := pdb.Peek(s.opts.Path, s.opts.FS); err != nil || e == nil && !desc.Exists {
 			return fmt.Errorf("store.pebble: no store in %s", s.opts.Path)
 		}
 	} else if err := s.opts.FS.MkdirAll(s.opts.Path, 0o750); err != nil {
