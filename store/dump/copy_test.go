@@ -453,4 +453,19 @@ func TestSameAsWritten(t *testing.T) {
 	if d := cmp.Diff(rows(written), rows(copied)); d != "" {
 		t.Errorf("records (-written there +copied):\n%.6000s", d)
 	}
+	for more, err := true, error(nil); more; { // which removes publications that nothing refers to
+		if more, err = copied.Maintain(ctx, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, client := range []string{"c1", "c2", "c3"} {
+		q, err := copied.Queue(ctx, client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := copied.ReadQueue(ctx, client, 0, 1000, nil)
+		if err != nil || uint64(len(list)) != q.Head-q.Passed || len(list) == 0 {
+			t.Errorf("queue of %s after Maintain: got %d, %v, want %d", client, len(list), err, q.Head-q.Passed)
+		}
+	}
 }

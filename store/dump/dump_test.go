@@ -1,6 +1,7 @@
 package dump_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/mqim/mqim/store"
@@ -33,6 +34,9 @@ func TestConformance(t *testing.T) {
 	}
 	dsns := map[string]string{} // by folder; "": it is an embedded store so far
 	storetest.Run(t, func(t *testing.T, dir string, r store.Retention) store.Store {
+		if strings.Contains(t.Name(), "Claims") || strings.Contains(t.Name(), "Fences") {
+			t.Skip("claims are not copied: no connection that has one goes on")
+		}
 		dsn, known := dsns[dir]
 		if !known {
 			dsns[dir] = ""
