@@ -469,8 +469,9 @@ func (w *world) sentAway(d *device, reason byte, to string) {
 	}
 }
 
-// topicRefused is the reason of a PUBACK for an ordinary topic which could not be stored.
-const topicRefused = "implementation specific error"
+// passing are the refusals after which a client sends again: the store cannot commit now (in a reply, in a PUBACK, in
+// one for an ordinary topic), or the node is overloaded, as it is when commits take seconds.
+var passing = []string{"unavailable", "store cannot commit", "implementation specific error", "rate_limited", "quota exceeded"}
 
 // outcome notes what became of an attempt.
 func (w *world) outcome(d *device, l *letter, o outcome, code string, took time.Duration) {
@@ -482,7 +483,7 @@ func (w *world) outcome(d *device, l *letter, o outcome, code string, took time.
 			w.slowest = max(w.slowest, took)
 		})
 	case refused:
-		if !strings.Contains(code, "unavailable") && !strings.Contains(code, "store cannot commit") && !(d.topic != "" && code == topicRefused) {
+		if !slices.ContainsFunc(passing, func(s string) bool { return strings.Contains(code, s) }) {
 			w.fault("refused", "%s: %s", l.cid, code)
 		}
 		w.note("refused")
