@@ -471,7 +471,7 @@ func (w *world) sentAway(d *device, reason byte, to string) {
 
 // passing are the refusals after which a client sends again: the store cannot commit now (in a reply, in a PUBACK, in
 // one for an ordinary topic), or the node is overloaded, as it is when commits take seconds.
-var passing = []string{"unavailable", "store cannot commit", "implementation specific error", "rate_limited", "quota exceeded"}
+var passing = []string{"unavailable", "store cannot commit", "implementation specific error", "quota exceeded"}
 
 // outcome notes what became of an attempt.
 func (w *world) outcome(d *device, l *letter, o outcome, code string, took time.Duration) {
