@@ -268,7 +268,7 @@ func (d *device) close(l *letter, o outcome, code string, s mqtest.Sent) {
 		return
 	}
 	l.open = false
-	d.w.h.add(send{Cid: l.cid, Device: d.ID, Conv: l.conv, Begin: l.begin, End: d.w.h.now(), Outcome: o, Code: code, ID: s.ID, Cseq: s.Cseq, Dup: s.Dup})
+	d.w.h.add(send{Cid: l.cid, Device: d.ID, Conv: l.conv, Node: d.at.name, Begin: l.begin, End: d.w.h.now(), Outcome: o, Code: code, ID: s.ID, Cseq: s.Cseq, Dup: s.Dup})
 	d.w.outcome(d, l, o, code, d.w.h.now()-l.begin)
 	if o == refused {
 		l.due = time.Now().Add(nap)

@@ -45,6 +45,7 @@ const (
 // send is one attempt to send a message, which is known by its cid; for an ordinary topic the cid is its payload.
 type send struct {
 	Cid, Device, Conv string
+	Node              string // that it was sent to
 	Begin, End        time.Duration
 	Outcome           outcome
 	Code              string // of a refusal

@@ -134,30 +134,32 @@ func TestNodeHangs(t *testing.T) {
 func TestNumberTaken(t *testing.T) {
 	t.Parallel()
 	x := play(t, 3, nil)
-	for range rounds(1, 10) {
-		n := x.nodes[0]
-		var number int
-		if err := x.DB.QueryRow("SELECT number FROM mqim.mqim_numbers WHERE name LIKE ? ORDER BY number LIMIT 1", "node "+n.name+",%").Scan(&number); err != nil {
-			t.Fatal(err)
-		}
-		n.stop()
-		n.db.Cut() // it has no transaction under way, for which another would pass its number over
-		x.Exec("DELETE FROM mqim.mqim_nodes WHERE id = (SELECT node FROM mqim.mqim_numbers WHERE number = " + fmt.Sprint(number) + ")")
-		other := x.nodes[1]
-		other.Kill()
-		other.Run()
-		var name string
-		if err := x.DB.QueryRow("SELECT name FROM mqim.mqim_numbers WHERE number = ?", number).Scan(&name); err != nil || !strings.HasPrefix(name, "node "+other.name+",") {
-			t.Fatalf("number %d is that of %s, %v, want %s", number, name, err, other.name)
-		}
-		x.goesOn("with the number taken over")
-		n.resume()
-		n.db.Heal()
-		x.ready("with another number", n)
-		x.served(n)
-		x.nodes[0], x.nodes[1] = other, n
+	n, other := x.nodes[0], x.nodes[1]
+	var taken int
+	if err := x.DB.QueryRow("SELECT number FROM mqim.mqim_numbers WHERE name LIKE ?", "node "+n.name+",%").Scan(&taken); err != nil {
+		t.Fatal(err)
 	}
+	n.stop()
+	n.db.Cut() // so that it has no transaction under way, for which its number would be passed over
+	x.Exec(fmt.Sprintf("DELETE FROM mqim.mqim_nodes WHERE id = (SELECT node FROM mqim.mqim_numbers WHERE number = %d)", taken))
+	other.Kill()
+	other.Run()
+	var name string
+	if err := x.DB.QueryRow("SELECT name FROM mqim.mqim_numbers WHERE number = ?", taken).Scan(&name); err != nil || !strings.HasPrefix(name, "node "+other.name+",") {
+		t.Fatalf("number %d is that of %s, %v, want %s", taken, name, err, other.name)
+	}
+	x.goesOn("with the number taken over")
+	begin := x.w.h.now()
+	n.db.Heal()
+	n.resume()
+	x.ready("with another number", n)
+	x.served(n)
 	x.w.finish()
+	for _, s := range x.w.h.Sends {
+		if s.Node == n.name && s.Begin > begin && s.ID != "" && !s.Dup && int(number(s.ID)>>12&1023) == taken {
+			t.Errorf("%s: stored by %s at %v as %s, with number %d, which was another's since %v", s.Cid, s.Node, s.End, s.ID, taken, begin)
+		}
+	}
 }
 
 // Redis is flushed, killed and paused: sends go on, nodes tell, and all recovers by itself.
