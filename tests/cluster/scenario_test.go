@@ -297,11 +297,11 @@ func TestTwoClaims(t *testing.T) {
 			}
 		}
 	})
-	x.w.happens("DISCONNECT 0x8e", rounds(20, 500))
+	x.w.happens("DISCONNECT 0x8e", rounds(20, 100))
 	x.goesOn("with two claims")
 	// The same while claims are not told of.
 	x.each(func(n *node) { n.redis.Lose(0.5, "c") })
-	x.w.happens("DISCONNECT 0x8e", rounds(10, 500))
+	x.w.happens("DISCONNECT 0x8e", rounds(10, 100))
 	x.redis.Stop()
 	x.goesOn("with two claims and no Redis")
 	x.redis.Run()

@@ -115,11 +115,24 @@ func (w *world) start() {
 		}
 		return ""
 	})
+	for _, user := range w.users {
+		w.keep(user)
+	}
 	boss := w.dial("boss")
 	w.group(boss, "team", "small", w.users[:4])
 	w.group(boss, "crowd", "large", w.users)
 	boss.Disconnect()
 	w.set(func() { w.quiet = false })
+}
+
+// keep has a user's inbox kept whole, for the dump: what every cursor has passed is trimmed, and here is one that passes nothing.
+func (w *world) keep(user string) {
+	w.t.Helper()
+	c := mqtest.Dial(w.t, w.nodes[0].address, mqtest.Options{Version: 4, User: user, ID: user + "-keeps", Persistent: true})
+	if codes := c.Subscribe("im/u/" + user + "/msg"); codes[0] != 1 {
+		w.t.Fatalf("%s: %#x", c.ID, codes)
+	}
+	c.Disconnect()
 }
 
 func (w *world) group(boss *mqtest.Client, id, kind string, members []string) {
