@@ -311,7 +311,7 @@ func (d *device) acknowledge(now time.Time) bool {
 
 // look reads a conversation now and then, and at the end asks whether the device's cursors have reached their heads.
 func (d *device) look(now time.Time) bool {
-	if d.w.sending() && d.rng.IntN(400) == 0 {
+	if d.w.sending() && d.rng.IntN(150) == 0 {
 		to := d.w.target(d)
 		begin := d.w.h.now()
 		return d.ask("history", mqtest.Map{"conv": to, "limit": 20}, func(r mqtest.Reply) {
