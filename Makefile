@@ -38,7 +38,7 @@ bench: build ## compare with mochi alone and mosquitto on this machine (some 10 
 	./bench/run.sh
 
 bench-go: ## micro-benchmarks with allocations
-	$(GO) test -run '^$$' -bench . -benchmem ./im ./hooks/... ./transport ./store/pebble ./bench
+	$(GO) test -run '^$$' -bench . -benchmem ./im ./hooks/... ./transport ./store/pebble ./cluster ./bench
 
 torture: ## the long forms of the random and crash tests
 	MQIM_TORTURE=1 $(GO) test -race -timeout 60m -count 1 ./...
