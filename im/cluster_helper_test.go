@@ -47,6 +47,14 @@ func (s *sharedStore) Commit(ctx context.Context, b *store.Batch) error {
 	if len(b.Sends) > 0 {
 		s.writes++
 	}
+	for i := range b.Users { // forward only
+		old, err := s.Store.User(ctx, b.Users[i].Name)
+		if err != nil {
+			return err
+		}
+		b.Users[i].Cursor, b.Users[i].LastSeen = max(b.Users[i].Cursor, old.Cursor), max(b.Users[i].LastSeen, old.LastSeen)
+	}
+	b.Lazy = false // what one node has committed all see, as in a database
 	return s.Store.Commit(ctx, b)
 }
 

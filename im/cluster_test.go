@@ -622,3 +622,45 @@ func TestClusterReap(t *testing.T) {
 		}
 	})
 }
+
+// TestClusterMissedVisit: who joins again is also shown what it was there for the last time, though its node has never heard of
+// that.
+func TestClusterMissedVisit(t *testing.T) {
+	cfg := quietly
+	cfg.Look = 24 * time.Hour
+	inCluster(t, 2, cfg, func(t *testing.T, c *cluster) {
+		x, y := c.nodes[0], c.nodes[1]
+		o, b := x.connect("owner", "o", persistent, IM), y.connect("bob", "b", persistent, IM)
+		y.connect("carol", "c", persistent, IM)
+		x.ok(o, nil, "group.create", `{"group":"team","name":"n","kind":"large","members":["carol"]}`)
+		c.lose(true)
+		for _, what := range []string{"add", "remove"} { // 2, 4
+			tk := o.start("group."+what, `{"group":"team","users":["bob"]}`)
+			time.Sleep(20 * time.Second) // it is said some times
+			x.answer(o, tk)
+			x.ok(o, nil, "send", `{"to":"g/team","body":"x"}`) // 3, 5
+		}
+		c.lose(false)
+		wantTeam(t, b)
+		x.ok(o, nil, "group.add", `{"group":"team","users":["bob"]}`) // 6
+		wantTeam(t, b, 2, 3, 4, 6)
+	})
+}
+
+// TestClusterConnectReads: a device that connects is given what the store has by then, whatever its node has heard.
+func TestClusterConnectReads(t *testing.T) {
+	cfg := quietly
+	cfg.Look = 24 * time.Hour
+	inCluster(t, 2, cfg, func(t *testing.T, c *cluster) {
+		x, y := c.nodes[0], c.nodes[1]
+		a, b := x.connect("alice", "a", persistent, IM), x.connect("bob", "1", persistent, IM)
+		y.connect("bob", "2", persistent, None)
+		c.lose(true)
+		x.sendMany(a, "bob", 1, 5)
+		x.ok(b, nil, "ack", `{"seq":3}`)
+		time.Sleep(time.Second)
+		three := y.connect("bob", "3", Session{}, IM)
+		synctest.Wait()
+		wantSeqs(t, three, 4, 5)
+	})
+}
