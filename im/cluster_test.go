@@ -254,7 +254,7 @@ func TestClusterLarge(t *testing.T) {
 // TestClusterLeaver: who has left gets nothing more, though no other node hears that it did: from hints, by the look, by acknowledging
 // what it has not been handed.
 func TestClusterLeaver(t *testing.T) {
-	for _, how := range []string{"hints", "look", "ack", "deleted"} {
+	for _, how := range []string{"hints", "look", "ack", "deleted", "events"} {
 		t.Run(how, func(t *testing.T) {
 			inCluster(t, 2, quietly, func(t *testing.T, c *cluster) {
 				x, y := c.nodes[0], c.nodes[1]
@@ -265,7 +265,9 @@ func TestClusterLeaver(t *testing.T) {
 				c.lose(true)
 				post()                                              // 2
 				x.ok(phone, nil, "group.leave", `{"group":"team"}`) // 3
-				post()
+				if how != "ack" {
+					post()
+				}
 				if how == "deleted" {
 					x.ok(phone, nil, "delete", `{"conv":"g/team","cseqs":[3]}`)
 				}
@@ -283,6 +285,10 @@ func TestClusterLeaver(t *testing.T) {
 					c.lose(false)
 					post()
 					want = want[:1]
+				case "events":
+					c.lose(false)
+					x.ok(o, nil, "recall", `{"conv":"g/team","cseq":4}`)
+					x.ok(o, nil, "group.update", `{"group":"team","notice":"first"}`)
 				case "look":
 					time.Sleep(time.Minute)
 				}
@@ -662,5 +668,18 @@ func TestClusterConnectReads(t *testing.T) {
 		three := y.connect("bob", "3", Session{}, IM)
 		synctest.Wait()
 		wantSeqs(t, three, 4, 5)
+	})
+}
+
+// TestClusterLook: the look finds what is in an inbox.
+func TestClusterLook(t *testing.T) {
+	inCluster(t, 2, quietly, func(t *testing.T, c *cluster) {
+		a, b := c.nodes[0].connect("alice", "a", persistent, IM), c.nodes[1].connect("bob", "b", persistent, IM)
+		c.lose(true)
+		c.nodes[0].sendMany(a, "bob", 1, 3)
+		wantSeqs(t, b)
+		time.Sleep(31 * time.Second)
+		synctest.Wait()
+		wantSeqs(t, b, 1, 2, 3)
 	})
 }
