@@ -149,7 +149,7 @@ func (h *Hook) refuseSession(cl *mqtt.Client, err error) error {
 	if errors.Is(err, link.ErrForeign) {
 		return h.refuse(cl, packets.ErrClientIdentifierNotValid, 0x02, err.Error())
 	}
-	if errors.Is(err, link.ErrBeaten) {
+	if errors.Is(err, link.ErrBeaten) || errors.Is(err, engine.ErrTaken) {
 		return h.refuse(cl, packets.ErrServerBusy, 0x03, err.Error()) // 0x8E is for DISCONNECT alone: MQTT 5, 3.2.2.2
 	}
 	var limit *engine.Error
