@@ -424,6 +424,9 @@ func TestSharedAcrossNodes(t *testing.T) {
 	away.subscribe("$share/g/t/+", 1)
 	away.disconnect(0)
 	s.nodes[2].gone("away")
+	for i := range s.nodes { // every node hears everything, and not for its members
+		s.nodes[i].connect(fmt.Sprint("all", i)).subscribe("t/+", 0)
+	}
 	for i := range s.nodes {
 		pub := s.nodes[i].connect(fmt.Sprint("pub", i))
 		for j := range each * len(peers) {
