@@ -61,7 +61,6 @@ type letter struct {
 	begin         time.Duration
 	due           time.Time // when to try again
 	open          bool      // the last attempt has no outcome yet
-	stored        bool      // some attempt was acknowledged
 }
 
 // mark is how far a stream was got and acknowledged.
@@ -372,7 +371,7 @@ func (d *device) take(pk *packets.Packet) {
 		}
 	case packets.Disconnect:
 		d.next = pk.Properties.ServerReference
-		d.w.sentAway(d, pk.ReasonCode, d.next)
+		d.w.sentAway(pk.ReasonCode)
 	case packets.Puback:
 		i := slices.IndexFunc(d.out, func(l *letter) bool { return l.packet == pk.PacketID && l.packet != 0 })
 		if i < 0 || d.topic == "" && !(d.plain && d.v == 5) {

@@ -285,7 +285,7 @@ func frame(r *bufio.Reader, b []byte) ([]byte, error) {
 	return b, nil
 }
 
-var message = regexp.MustCompile("^[*>]3\\r\\n\\$8\\r\\nsmessage\\r\\n\\$[0-9]+\\r\\n\\{[^}]*}:(.):")
+var message = regexp.MustCompile(`^[*>]3\r\n\$8\r\nsmessage\r\n\$[0-9]+\r\n\{[^}]*}:(.):`)
 
 // isMessage reports whether a reply is a message of a subscription to a channel of one of the kinds. Channels have names
 // like {mqim:7}:u:alice.

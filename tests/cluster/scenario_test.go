@@ -2,13 +2,19 @@ package cluster
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/mqim/mqim/tests/mqtest"
 )
 
 var torture = os.Getenv("MQIM_TORTURE") != ""
@@ -317,29 +323,44 @@ func TestRollingRestart(t *testing.T) {
 	x := play(t, 3, nil)
 	for range rounds(1, 10) {
 		for _, n := range x.nodes {
-			x.w.set(func() { x.w.away = map[string]int{} })
-			before := x.w.count("followed a reference")
-			n.Stop()
-			x.w.set(func() {
-				if x.w.away[n.address] > 0 {
-					t.Errorf("%s has sent clients to itself when it stopped: %v", n.name, x.w.away)
+			var guests []*mqtest.Client
+			for v := byte(4); v <= 5; v++ {
+				user := fmt.Sprint("guest", v)
+				c := mqtest.Dial(t, n.address, mqtest.Options{Version: v, User: user, ID: user, Persistent: true})
+				if c.Connack.ReasonCode != 0 {
+					t.Fatalf("%s: CONNACK %#x", user, c.Connack.ReasonCode)
 				}
-			})
-			x.goesOn("with " + n.name + " stopped")
-			if x.w.count("followed a reference") == before {
-				t.Errorf("%s has sent no client to another node: %v", n.name, x.w.away)
+				guests = append(guests, c)
 			}
+			n.Stop()
+			x.handedOver(n, guests)
+			x.goesOn("with " + n.name + " stopped")
 			n.Run()
 			x.goesOn("with " + n.name + " back")
 		}
 	}
 	x.w.finish()
-	if n := x.w.count("DISCONNECT 0x9c"); n == 0 {
-		t.Error("no client was handed over")
-	}
 	if n := x.w.count("refused"); n > 0 {
 		t.Errorf("%d sends were refused", n)
 	}
+}
+
+// handedOver checks what clients, one of MQTT 3.1.1 and one of 5, were told by a node that has stopped.
+func (x *scene) handedOver(n *node, guests []*mqtest.Client) {
+	x.t.Helper()
+	if code := guests[0].Closed(); code != 0 || guests[0].Err() != io.EOF {
+		x.t.Errorf("3.1.1: DISCONNECT %#x, %v, want the end of the connection", code, guests[0].Err())
+	}
+	bye, came := guests[1].TryTake(func(p *packets.Packet) bool { return p.FixedHeader.Type == packets.Disconnect }, mqtest.Patience)
+	to := bye.Properties.ServerReference
+	if !came || bye.ReasonCode != 0x9c || to == n.address || !slices.ContainsFunc(x.nodes, func(n *node) bool { return n.address == to }) {
+		x.t.Fatalf("5: DISCONNECT %#x to %q, want 0x9c to another node", bye.ReasonCode, to)
+	}
+	c := mqtest.Dial(x.t, to, guests[1].Options)
+	if c.Connack.ReasonCode != 0 || !c.Connack.SessionPresent {
+		x.t.Errorf("5: at %s CONNACK %#x, session %t, want it to be let in with its session", to, c.Connack.ReasonCode, c.Connack.SessionPresent)
+	}
+	c.Disconnect()
 }
 
 // Everything at once, in random order: two faults at a time, in any two places.

@@ -40,7 +40,6 @@ type world struct {
 	left    []*node            // that devices stay away from
 	faults  []fault            // that devices have met
 	counts  map[string]int     // of events, for the log
-	away    map[string]int     // references that devices were sent to
 	open    map[*device]int    // messages on their way
 	slowest time.Duration      // attempt that was acknowledged
 }
@@ -49,7 +48,7 @@ type world struct {
 func newWorld(t *testing.T, seed uint64, nodes []*node) *world {
 	w := &world{
 		t: t, h: newHistory(), nodes: nodes, life: 1500 * time.Millisecond, interval: 150 * time.Millisecond, seed: seed, done: make(chan struct{}),
-		up: map[*device]bool{}, stored: map[*device]int{}, ready: map[*device]string{}, counts: map[string]int{}, away: map[string]int{}, open: map[*device]int{},
+		up: map[*device]bool{}, stored: map[*device]int{}, ready: map[*device]string{}, counts: map[string]int{}, open: map[*device]int{},
 	}
 	w.h.TakeOver = 10 * time.Second
 	for _, x := range []struct {
@@ -475,11 +474,8 @@ func (w *world) complained(d *device, what, code string) {
 }
 
 // sentAway notes a DISCONNECT.
-func (w *world) sentAway(d *device, reason byte, to string) {
+func (w *world) sentAway(reason byte) {
 	w.note(fmt.Sprintf("DISCONNECT %#x", reason))
-	if to != "" {
-		w.set(func() { w.away[to]++ })
-	}
 }
 
 // passing are the refusals after which a client sends again: the store cannot commit now (in a reply, in a PUBACK, in
