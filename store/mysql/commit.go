@@ -98,7 +98,7 @@ func (s *Store) try(ctx context.Context, lanes chan *lane, build func(context.Co
 		if errors.Is(err, store.ErrUnknownOutcome) {
 			return err
 		}
-		s.health.heard(err)
+		s.heard(err)
 		what := troubleOf(err)
 		switch {
 		case err == nil:
@@ -210,7 +210,7 @@ func (l *lane) outcome(ctx context.Context, lost error) (stored bool, err error)
 		case err == nil:
 			return false, fmt.Errorf("%w: %v", errNotStored, lost)
 		}
-		l.s.health.heard(err)
+		l.s.heard(err)
 		select {
 		case <-ctx.Done():
 			l.renew()

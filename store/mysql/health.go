@@ -16,15 +16,21 @@ type health struct {
 	err error
 }
 
-// heard notes an outcome. Only what shows that the database is away counts against it.
-func (h *health) heard(err error) {
+// heard notes an outcome. Only what shows that the database is away counts against it. The lock on it is then held no longer, as
+// far as anybody knows, until it has been looked at.
+func (s *Store) heard(err error) {
 	if errors.Is(err, context.Canceled) {
 		return // says nothing of it
 	}
+	away := troubleOf(err) == away
+	if away && s.opts.Exclusive {
+		s.owner.doubt()
+	}
+	h := &s.health
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.err = nil
-	if troubleOf(err) == away {
+	if away {
 		h.err = fmt.Errorf("%w: %v", store.ErrUnavailable, err)
 	}
 }
@@ -102,7 +108,7 @@ func (s *Store) ping(ctx context.Context) {
 		err = s.beat(one)
 		cancel()
 		if ctx.Err() == nil {
-			s.health.heard(err)
+			s.heard(err)
 			beaten = time.Now()
 		}
 	}

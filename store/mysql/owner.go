@@ -28,6 +28,7 @@ type owner struct {
 	mu     sync.Mutex
 	err    error     // nil: the lock, or the node number, is held; with mu goes Store.lease
 	beaten time.Time // when the last beat that arrived was sent
+	doubts uint64    // counts the times that the database was away
 }
 
 const (
@@ -53,10 +54,29 @@ func (s *Store) owned() error {
 	return s.owner.err
 }
 
-func (s *Store) setOwned(err error) {
-	s.owner.mu.Lock()
-	defer s.owner.mu.Unlock()
-	s.owner.err = err
+// doubt has the lock count as not held until it has been looked at.
+func (o *owner) doubt() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.doubts++
+	if o.err == nil {
+		o.err = errNotHeld
+	}
+}
+
+// looked notes what a look has found that began with so many doubts: a later one stands.
+func (o *owner) looked(err error, doubts uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err != nil || doubts == o.doubts {
+		o.err = err
+	}
+}
+
+func (o *owner) doubted() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.doubts
 }
 
 // begin starts a transaction, which fails if another process has taken over the database, or the node number.
@@ -152,6 +172,7 @@ func (s *Store) claim(ctx context.Context) error {
 // keepOwner looks every pingEvery whether the lock is still held, and takes it again where it was lost, until ctx ends or
 // another process has taken over.
 func (s *Store) keepOwner(ctx context.Context) {
+	lost := false
 	for t := time.NewTicker(pingEvery); ; {
 		select {
 		case <-ctx.Done():
@@ -159,12 +180,12 @@ func (s *Store) keepOwner(ctx context.Context) {
 			return
 		case <-t.C:
 		}
+		doubts := s.owner.doubted()
 		err := s.lookOwner(ctx)
 		if ctx.Err() != nil {
 			continue
 		}
-		before := s.owned()
-		s.setOwned(err)
+		s.owner.looked(err, doubts)
 		switch {
 		case errors.Is(err, errTaken):
 			t.Stop()
@@ -173,9 +194,11 @@ func (s *Store) keepOwner(ctx context.Context) {
 				s.opts.Taken(errTaken)
 			}
 			return
-		case err != nil && before == nil:
+		case err != nil && !lost:
+			lost = true
 			s.log.Warn("store.mysql: the lock on the database is lost; nothing is accepted until it is held again", "err", err)
-		case err == nil && before != nil:
+		case err == nil && lost:
+			lost = false
 			s.log.Info("store.mysql: the lock on the database is held again")
 		}
 	}
