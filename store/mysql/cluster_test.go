@@ -219,6 +219,74 @@ func TestNodeKilled(t *testing.T) {
 	}
 }
 
+// TestNodeSilent: a node that has not reached the database for so long that others have cut its sessions off, and is back,
+// has them again: they do not end while their clients are connected. They are cut off anew when it is silent again.
+func TestNodeSilent(t *testing.T) {
+	dsn := database(t, server)
+	o := mysql.Options{}
+	o.SetBeats(time.Hour, 200*time.Millisecond) // the test beats in their place
+	list := nodes(t, dsn, 2, o)
+	a, b := list[0], list[1]
+	const expiry = 60 // seconds
+	topics(t, a, store.TopicBatch{Sessions: []store.Session{
+		{Client: "c", User: "u", Expiry: expiry, Since: time.Now().UnixMilli(), Online: true},
+		{Client: "left", User: "u", Expiry: expiry, Since: time.Now().UnixMilli(), Online: true},
+	}})
+	beat := func(in time.Duration) { // of a
+		t.Helper()
+		q := "UPDATE " + name(dsn) + ".mqim_nodes SET seen = CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) + ? WHERE id = ?"
+		if _, err := server.DB.Exec(q, in.Milliseconds(), a.Node()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stored := func() (state int, since int64) {
+		t.Helper()
+		q := "SELECT state, since FROM " + name(dsn) + ".mqim_sessions WHERE client = 'c'"
+		if err := server.DB.QueryRow(q).Scan(&state, &since); err != nil {
+			t.Fatal(err)
+		}
+		return state, since
+	}
+	was, _ := stored()
+	beat(-time.Second)
+	eventually(t, "the sessions of a silent node to be cut off", func() bool {
+		maintain(t, b, time.Now())
+		now, _ := stored()
+		return now != was
+	})
+	_, cut := stored()
+	beat(time.Hour)
+	for _, s := range list {
+		if x, err := s.Session(ctx, "c"); err != nil || !x.Online || x.Cut {
+			t.Errorf("its node is back: got %+v, %v, want it connected", x, err)
+		}
+	}
+	topics(t, a, store.TopicBatch{Sessions: []store.Session{{Client: "left", User: "u", Expiry: expiry, Since: time.Now().UnixMilli()}}})
+	later := time.Now().Add(expiry * time.Second)
+	eventually(t, "the session of a client that has left to end", func() bool {
+		maintain(t, b, later)
+		_, err := b.Session(ctx, "left")
+		return err != nil
+	})
+	if x, err := b.Session(ctx, "c"); err != nil || !x.Online {
+		t.Errorf("that of a client which is connected: got %+v, %v", x, err)
+	}
+	beat(0)
+	eventually(t, "its being cut off anew to be written down", func() bool {
+		maintain(t, b, time.Now())
+		_, since := stored()
+		return since > cut
+	})
+	if x, err := b.Session(ctx, "c"); err != nil || !x.Cut {
+		t.Errorf("its node is silent again: got %+v, %v, want it cut off", x, err)
+	}
+	eventually(t, "its end", func() bool {
+		maintain(t, b, time.Now().Add(2*expiry*time.Second))
+		_, err := b.Session(ctx, "c")
+		return err != nil
+	})
+}
+
 // TestMaintainTogether: two processes do the same piece of maintenance at once, no lock keeping them apart, while others
 // write: nothing is lost that is to stay, and nothing stays that is to go.
 func TestMaintainTogether(t *testing.T) {

@@ -81,7 +81,7 @@ func (w *writer) endSessions(ctx context.Context, clients []string, over func(*s
 				return err
 			}
 		case cut:
-			h.state, h.node, h.dirty = sessionCut, "", true
+			h.state, h.dirty = sessionCut, true // its node may come back
 		}
 	}
 	t.flush()

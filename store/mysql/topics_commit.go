@@ -67,24 +67,30 @@ func (s *Store) lives(n *nodes, node string) bool {
 	return known && seen > n.now-s.opts.nodeTTL.Milliseconds()
 }
 
-// settle fills in what a row says of the session now; cut reports that its node is gone and nobody has noted it.
+// settle fills in what a row says of the session now; cut reports that its node is gone and nobody has noted it. A node
+// that was silent for so long that others have noted it, and is back, has kept its clients: what has become of them
+// meanwhile it says first.
 func (s *Store) settle(x *sessionRow, n *nodes) (cut bool) {
-	switch x.state {
-	case sessionOnline:
-		if x.node == s.node || s.lives(n, x.node) {
-			x.Online = true
-			return false
-		}
-		seen, known := n.seen[x.node]
-		if !known {
-			seen = x.Since // it was connected then
-		}
-		x.Cut, x.Since = true, max(s.opened, seen, -seen)
-		return true
-	case sessionCut:
-		x.Cut = true
+	if x.state == sessionOffline {
+		return false
 	}
-	return false
+	if x.node != "" && (x.node == s.node || s.lives(n, x.node)) {
+		x.Online = true
+		return false
+	}
+	noted := x.Since
+	seen, known := n.seen[x.node]
+	if !known {
+		seen = x.Since // it was connected then
+	}
+	since := max(seen, -seen)
+	if x.state == sessionOnline {
+		since = max(since, s.opened)
+	} else {
+		since = max(since, noted)
+	}
+	x.Cut, x.Since = true, since
+	return x.state == sessionOnline || since > noted
 }
 
 // queueHead is a session and its queue as this batch has made them so far; locked.
