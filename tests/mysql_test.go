@@ -61,6 +61,32 @@ func TestMySQL(t *testing.T) {
 	}
 }
 
+// TestStopWithoutMySQL: a database that does not answer keeps the server from stopping no longer than it may take.
+func TestStopWithoutMySQL(t *testing.T) {
+	t.Parallel()
+	db := mariadb.Start(t)
+	db.Exec("GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX, DROP ON mqim.* TO mqim@'%'")
+	s := mqtest.Start(t, mqtest.Config{
+		"node": "{shutdown_timeout: 1s}", "store": fmt.Sprintf("{driver: mysql, mysql: {dsn: %q}}", db.DSN()),
+	})
+	for i := range 4 {
+		c := mqtest.Dial(t, s.Addr("mqtt"), mqtest.Options{Version: byte(4 + i%2), User: name("alice"), ID: name("stop"), Persistent: true})
+		c.Subscribe("im/u/"+c.User+"/+", "stop/#")
+	}
+	db.Hang()
+	defer db.Resume()
+	begun := time.Now()
+	s.Signal(syscall.SIGTERM)
+	err := s.Wait()
+	// shutdown_timeout, what there is after it, and a busy machine; the store's own time-outs add up to more than twice that.
+	if d := time.Since(begun); d > 10*time.Second {
+		t.Errorf("it took %s", d)
+	}
+	if err == nil || !strings.Contains(s.Log(), "stopped, but not cleanly") {
+		t.Errorf("exit %v, want that it did not stop cleanly", err)
+	}
+}
+
 // TestMySQLReplica: the server reads history from a replica, and serves on without it.
 func TestMySQLReplica(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v3"
 
@@ -74,7 +75,7 @@ func serve(ctx context.Context, file string) error {
 	failure := wait(s, log, file, signals)
 	ctx, cancel := context.WithTimeout(ctx, s.ShutdownTimeout())
 	defer cancel()
-	if err := s.Close(ctx); err != nil {
+	if err := stop(ctx, s); err != nil {
 		return fmt.Errorf("stopped, but not cleanly: %w", errors.Join(failure, err))
 	}
 	if failure != nil {
@@ -82,6 +83,29 @@ func serve(ctx context.Context, file string) error {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// stopGrace is how long after node.shutdown_timeout, when connections are cut, the rest of stopping may take.
+const stopGrace = 3 * time.Second
+
+var errStuck = errors.New("what the server waits for, most likely the store, does not answer")
+
+// stop closes the server. What does not end is left where it is: whoever asks the process to stop would kill it next, and
+// nothing that was acknowledged depends on what it has not done yet.
+func stop(ctx context.Context, s *broker.Server) error {
+	done := make(chan error, 1)
+	go func() { done <- s.Close(ctx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(stopGrace):
+		return errStuck
+	}
 }
 
 // wait reloads as often as it is asked to, until a signal ends the server or it cannot go on.
