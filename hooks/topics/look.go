@@ -2,6 +2,7 @@ package topics
 
 import (
 	"context"
+	"math/rand/v2"
 	"time"
 
 	"github.com/mqim/mqim/store"
@@ -10,11 +11,16 @@ import (
 // What no other node has told of is found in the store: what waits in queues of sessions that are connected here, clients
 // that have gone to a node which could not say so, and the wills of nodes that have died.
 
-const willsEvery = 15 * time.Second
+const (
+	willsEvery = 15 * time.Second
+	// lookDown is how often the store is asked while the bus is down: then nothing else tells of what others have stored.
+	lookDown = 5 * time.Second
+)
 
-// lookLoop is the goroutine that looks, until quit.
+// lookLoop is the goroutine that looks, until quit: every Options.Look, lookDown while the bus is down, and soon after it has
+// been down.
 func (c *cluster) lookLoop() {
-	looks, wills := time.NewTicker(c.h.opt.Look), time.NewTicker(willsEvery)
+	looks, wills := time.NewTimer(c.lookIn()), time.NewTicker(willsEvery)
 	defer looks.Stop()
 	defer wills.Stop()
 	var l looking
@@ -22,16 +28,32 @@ func (c *cluster) lookLoop() {
 		select {
 		case <-c.quit:
 			return
+		case <-c.turned:
+			l.down = true
+			if c.bus.Up() {
+				looks.Reset(rand.N(min(c.h.opt.Look, time.Second))) // not all nodes at the same moment
+			} else {
+				looks.Reset(c.lookIn())
+			}
 		case <-looks.C:
 			if err := l.look(c); err != nil && !c.stopped() {
 				c.h.log.Warn("what is new in the store cannot be read", "error", err)
 			}
+			looks.Reset(c.lookIn())
 		case <-wills.C:
 			if c.first() {
 				c.h.adoptWills()
 			}
 		}
 	}
+}
+
+// lookIn is the time between two looks.
+func (c *cluster) lookIn() time.Duration {
+	if c.bus.Up() {
+		return c.h.opt.Look
+	}
+	return min(c.h.opt.Look, lookDown)
 }
 
 func (c *cluster) stopped() bool {
@@ -70,7 +92,7 @@ func (l *looking) look(c *cluster) error {
 		return err
 	}
 	list := c.connected()
-	pause := h.opt.Look / 2 / time.Duration(1+len(list)/store.MaxLook)
+	pause := c.lookIn() / 2 / time.Duration(1+len(list)/store.MaxLook)
 	clients := make([]string, 0, min(len(list), store.MaxLook))
 	var numbers []uint64
 	for len(list) > 0 {

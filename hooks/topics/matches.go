@@ -38,13 +38,24 @@ type matched struct {
 // stored lists the subscriptions of stored sessions that match a topic.
 func (h *Hook) stored(topic string) ([]store.Subscription, error) {
 	x := &h.matches
-	x.mu.Lock()
-	e := x.m[topic]
-	if e != nil && time.Since(e.born) > matchedFor {
-		x.drop(topic, e)
-		e = nil
-	}
-	if e != nil {
+	since := h.believed(time.Now())
+	for {
+		x.mu.Lock()
+		e := x.m[topic]
+		if e != nil && e.born.Before(since) {
+			select {
+			case <-e.done:
+				x.drop(topic, e)
+				e = nil
+			default: // who waits with us asks the store once
+				x.mu.Unlock()
+				<-e.done
+				continue
+			}
+		}
+		if e == nil {
+			break
+		}
 		x.mu.Unlock()
 		<-e.done
 		return e.list, e.err
@@ -52,7 +63,7 @@ func (h *Hook) stored(topic string) ([]store.Subscription, error) {
 	if x.m == nil || x.weight >= maxMatched {
 		x.forget()
 	}
-	e = &matched{done: make(chan struct{}), born: time.Now()}
+	e := &matched{done: make(chan struct{}), born: time.Now()}
 	x.m[topic] = e
 	x.loading[topic] = e
 	x.weight++
@@ -79,6 +90,19 @@ func (h *Hook) stored(topic string) ([]store.Subscription, error) {
 	close(e.done)
 	return list, err
 }
+
+// believed is since when the store must have been asked for what it said to count. While the bus is down nothing tells of
+// subscriptions on other nodes: a session that has begun there would miss what is published after SUBACK, and one that has
+// ended would leave what its topics bring to whoever has the client id next.
+func (h *Hook) believed(now time.Time) time.Time {
+	if h.deaf() {
+		return now
+	}
+	return now.Add(-matchedFor)
+}
+
+// deaf reports whether other nodes cannot be heard.
+func (h *Hook) deaf() bool { return h.cluster != nil && !h.cluster.bus.Up() }
 
 // drop forgets a topic; mu is held.
 func (x *matches) drop(topic string, e *matched) {

@@ -63,6 +63,7 @@ type cluster struct {
 	bus bus.Bus
 
 	poke, quit chan struct{}
+	turned     chan struct{} // the bus has come up or gone down
 
 	mu      sync.Mutex           // guards what follows; taken after an index's
 	own     map[string]uint64    // what the others are to know
@@ -124,7 +125,7 @@ type changes struct {
 
 func newCluster(h *Hook, b bus.Bus) *cluster {
 	c := &cluster{
-		h: h, bus: b, poke: make(chan struct{}, 1), quit: make(chan struct{}),
+		h: h, bus: b, poke: make(chan struct{}, 1), quit: make(chan struct{}), turned: make(chan struct{}, 1),
 		own: map[string]uint64{}, plain: map[string]*interest{}, pending: map[string]uint64{}, events: map[string]struct{}{},
 		batch: &told{make(chan struct{})}, peers: map[string]*neighbour{}, synced: make(chan struct{}),
 	}
@@ -452,12 +453,18 @@ func (c *cluster) forget(p *neighbour) {
 func (c *cluster) reconcile() {
 	up := c.bus.Up()
 	c.pmu.Lock()
+	back, changed := up && c.down, false
+	if up == c.down {
+		select {
+		case c.turned <- struct{}{}:
+		default:
+		}
+	}
 	if !up { // what is known of the others stays, for what cannot be sent to be counted
 		c.down = true
 		c.pmu.Unlock()
 		return
 	}
-	back, changed := c.down, false
 	c.down = false
 	there := map[string]bool{}
 	for _, x := range c.bus.Peers() {

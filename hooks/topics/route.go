@@ -90,15 +90,17 @@ func (r *routes) changed() { r.version.Add(1) }
 // that the store cannot tell.
 func (h *Hook) route(topic string, last *route) (*route, error) {
 	version := h.routes.version.Load()
-	if last != nil && last.version == version && last.topic == topic {
-		return last, nil
-	}
 	rs := &h.routes
-	rs.mu.RLock()
-	r := rs.m[topic]
-	rs.mu.RUnlock()
-	if r != nil && r.version == version {
-		return r, nil
+	if !h.deaf() {
+		if last != nil && last.version == version && last.topic == topic {
+			return last, nil
+		}
+		rs.mu.RLock()
+		r := rs.m[topic]
+		rs.mu.RUnlock()
+		if r != nil && r.version == version {
+			return r, nil
+		}
 	}
 	r, err := h.resolve(topic)
 	if err != nil {
