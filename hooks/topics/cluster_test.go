@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,9 +31,14 @@ type process struct {
 	store.Store
 	l    *ledger
 	dead bool // guarded by l.mu
+
+	before atomic.Pointer[func(*store.Batch)] // called with what is about to be committed
 }
 
 func (p *process) Commit(ctx context.Context, b *store.Batch) error {
+	if f := p.before.Load(); f != nil {
+		(*f)(b)
+	}
 	p.l.mu.Lock()
 	defer p.l.mu.Unlock()
 	if p.dead {
@@ -281,6 +287,38 @@ func TestSubscribeWhileDown(t *testing.T) {
 	stored.subscribe("end", 1)
 	pub.publish("end", "end", 1)
 	stored.message("end") // and nothing before it
+}
+
+// A message that is on its way into the store while a client goes from one node to another reaches it there, though it was not
+// there when the message came.
+func TestTakeOverWhilePublishing(t *testing.T) {
+	s := newSwarm(t, 3, setup{})
+	waiting := make(chan chan bool)
+	hold := func(b *store.Batch) {
+		if len(b.Publishes) > 0 {
+			release := make(chan bool)
+			waiting <- release
+			<-release
+		}
+	}
+	pub := s.nodes[0].connect("pub")
+	for i, how := range []connect{persistent, expiry(100)} {
+		id := fmt.Sprint("c", i)
+		old := s.nodes[1].connect(id, how)
+		old.subscribe("t/"+id, 1)
+		s.procs[0].before.Store(&hold)
+		published := make(chan bool)
+		go func() {
+			defer close(published)
+			pub.publish("t/"+id, "m", 1)
+		}()
+		release := <-waiting
+		now := s.nodes[2].connect(id, how)
+		s.procs[0].before.Store(nil)
+		close(release)
+		now.message("m")
+		<-published
+	}
 }
 
 // While the bus is down what waits in queues is found within seconds, and at once when it is back.

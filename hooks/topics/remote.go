@@ -34,6 +34,11 @@ type toNode struct{ id, filter string }
 func (c *cluster) forward(d *delivery) {
 	o := &d.o
 	nodes := d.r.remote
+	if d.r.version != c.h.routes.version.Load() {
+		// While the message was being stored a client may have gone to a node that did not want the topic before, and has
+		// read where its queue ends too early to find the message there.
+		nodes = c.wanting(o.Topic)
+	}
 	var groups []toNode
 	refs := d.queuedElsewhere()
 	want := func(id string, wants uint64) {
@@ -81,6 +86,30 @@ func (c *cluster) forward(d *delivery) {
 			}
 		}
 	}
+}
+
+// wanting lists the nodes that want a topic now.
+func (c *cluster) wanting(topic string) (list []elsewhere) {
+	if system(topic) {
+		return nil
+	}
+	c.match(topic, func(x *remote) {
+		if x.kind == keyPlain {
+			list = x.want(list)
+		}
+	})
+	return list
+}
+
+// want notes in list what a node wants.
+func (x *remote) want(list []elsewhere) []elsewhere {
+	i := slices.IndexFunc(list, func(n elsewhere) bool { return n.id == x.peer.id })
+	if i < 0 {
+		i = len(list)
+		list = append(list, elsewhere{id: x.peer.id})
+	}
+	list[i].wants |= x.value
+	return list
 }
 
 // send sends to a node; what it does not get for sessions that are not stored is lost.

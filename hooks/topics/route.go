@@ -212,17 +212,10 @@ func (w *resolver) remote(c *cluster, topic string) (where map[string]string) {
 	if c == nil || system(topic) {
 		return nil
 	}
-	at := map[string]int{}
 	c.match(topic, func(x *remote) {
 		switch x.kind {
 		case keyPlain:
-			i, seen := at[x.peer.id]
-			if !seen {
-				i = len(w.r.remote)
-				at[x.peer.id] = i
-				w.r.remote = append(w.r.remote, elsewhere{id: x.peer.id})
-			}
-			w.r.remote[i].wants |= x.value
+			w.r.remote = x.want(w.r.remote)
 		case keyShared:
 			w.member(x.filter, target{node: x.peer.id, qos: 2}, min(x.value, maxMembers))
 		case keyMember:
