@@ -2,6 +2,7 @@ package mysql_test
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -223,10 +224,12 @@ func TestNodeKilled(t *testing.T) {
 // has them again: they do not end while their clients are connected. They are cut off anew when it is silent again.
 func TestNodeSilent(t *testing.T) {
 	dsn := database(t, server)
-	o := mysql.Options{}
-	o.SetBeats(time.Hour, 200*time.Millisecond) // the test beats in their place
-	list := nodes(t, dsn, 2, o)
-	a, b := list[0], list[1]
+	o := mysql.Options{DSN: dsn}
+	o.SetBeats(time.Hour, time.Second) // the test beats in its place
+	a := open(t, o)
+	o.SetBeats(20*time.Millisecond, time.Second)
+	b := open(t, o)
+	list := []*mysql.Store{a, b}
 	const expiry = 60 // seconds
 	topics(t, a, store.TopicBatch{Sessions: []store.Session{
 		{Client: "c", User: "u", Expiry: expiry, Since: time.Now().UnixMilli(), Online: true},
@@ -248,7 +251,7 @@ func TestNodeSilent(t *testing.T) {
 		return state, since
 	}
 	was, _ := stored()
-	beat(-time.Second)
+	beat(-time.Hour)
 	eventually(t, "the sessions of a silent node to be cut off", func() bool {
 		maintain(t, b, time.Now())
 		now, _ := stored()
@@ -285,6 +288,47 @@ func TestNodeSilent(t *testing.T) {
 		_, err := b.Session(ctx, "c")
 		return err != nil
 	})
+}
+
+// TestAwayForAll: who finds the database back first does not take for gone those who could not reach it either.
+func TestAwayForAll(t *testing.T) {
+	dsn0 := database(t, server)
+	const ttl = 2 * time.Second
+	join := func() (*mysql.Store, *proxy) {
+		p := newProxy(t, server.Addr(), func(string) cut { return pass })
+		o := mysql.Options{DSN: dsn(p.addr(), name(dsn0)), Timeout: time.Second}
+		o.SetBeats(time.Second/10, ttl)
+		return open(t, o), p
+	}
+	a, pa := join()
+	b, pb := join()
+	topics(t, a, store.TopicBatch{
+		Sessions: []store.Session{{Client: "c", User: "u", Expiry: 3600, Since: time.Now().UnixMilli(), Online: true}},
+		Wills:    []store.Will{{Client: "c", User: "u", Publication: store.Publication{Topic: "t"}}},
+	})
+	pa.setAway(true)
+	pb.setAway(true)
+	begun := time.Now()
+	eventually(t, "everybody to be silent", func() bool { return time.Since(begun) > ttl+ttl/2 })
+	pb.setAway(false)
+	state := func() string {
+		wills, err := b.Wills(ctx, "", 10)
+		x, err2 := b.Session(ctx, "c")
+		if err != nil || err2 != nil || len(wills) != 1 {
+			return fmt.Sprint(err, err2)
+		}
+		return fmt.Sprintf("held %t, online %t", wills[0].Held, x.Online)
+	}
+	var got string
+	eventually(t, "b to read", func() bool { got = state(); return strings.HasPrefix(got, "held") })
+	if got != "held true, online true" {
+		t.Errorf("the other node has had no time to come back: %s", got)
+	}
+	eventually(t, "b to be well", func() bool { return b.Healthy() == nil })
+	if got := state(); got != "held true, online true" {
+		t.Errorf("b is well, and the other has had no time: %s", got)
+	}
+	eventually(t, "a, which does not come back, to count as gone", func() bool { return state() == "held false, online false" })
 }
 
 // TestMaintainTogether: two processes do the same piece of maintenance at once, no lock keeping them apart, while others

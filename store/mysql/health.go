@@ -65,6 +65,9 @@ func (s *Store) beat(ctx context.Context) error {
 	}
 	s.owner.mu.Lock()
 	defer s.owner.mu.Unlock()
+	if last := s.owner.beaten; !last.IsZero() && sent.Sub(last) > s.opts.nodeTTL/2 {
+		s.owner.cutOff, s.owner.back = last, sent
+	}
 	s.owner.beaten = sent
 	return nil
 }

@@ -29,6 +29,8 @@ type owner struct {
 	err    error     // nil: the lock, or the node number, is held; with mu goes Store.lease
 	beaten time.Time // when the last beat that arrived was sent
 	doubts uint64    // counts the times that the database was away
+	cutOff time.Time // when the last one was sent before the process did not reach the database for long; see lives
+	back   time.Time // and the first one after that
 }
 
 const (

@@ -61,10 +61,21 @@ func (s *Store) askNodes(p *packet, n *nodes) {
 	}, "", maxRows)
 }
 
-// lives reports whether a process has been heard of lately.
+// lives reports whether a process has been heard of lately. Where the database was away for all, who is back first finds
+// everybody silent: it gives them time, as much as if they had been silent since it was cut off itself.
 func (s *Store) lives(n *nodes, node string) bool {
+	ttl := s.opts.nodeTTL
+	s.owner.mu.Lock()
+	switch away := time.Since(s.owner.beaten); {
+	case s.owner.beaten.IsZero():
+	case away > ttl/2: // its own next beat is to come
+		ttl += away
+	case !s.owner.back.IsZero() && time.Since(s.owner.back) < ttl:
+		ttl += time.Since(s.owner.cutOff)
+	}
+	s.owner.mu.Unlock()
 	seen, known := n.seen[node]
-	return known && seen > n.now-s.opts.nodeTTL.Milliseconds()
+	return known && seen > 0 && seen > n.now-ttl.Milliseconds()
 }
 
 // settle fills in what a row says of the session now; cut reports that its node is gone and nobody has noted it. A node
