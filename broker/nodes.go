@@ -33,6 +33,7 @@ type endpoint struct {
 
 // node is a node as this one knows it.
 type node struct {
+	id   string // on the bus; of others
 	name string
 	nodeInfo
 }
@@ -88,7 +89,7 @@ func (s *Server) others() (list []node) {
 		return nil
 	}
 	for _, p := range s.bus.Peers() {
-		n := node{name: p.Name}
+		n := node{id: p.ID, name: p.Name}
 		if json.Unmarshal(p.Info, &n.nodeInfo) == nil {
 			list = append(list, n)
 		}
@@ -172,6 +173,7 @@ func (s *Server) handOver(ctx context.Context) {
 		if err := s.drain(ctx); err != nil {
 			s.log.Warn("clients are handed over before everything that they have sent is answered", "error", err)
 		}
+		nodes = staying(nodes, s.others())
 		for _, cl := range batch {
 			s.redirect(cl, nodes)
 		}
@@ -181,6 +183,14 @@ func (s *Server) handOver(ctx context.Context) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// staying are those of nodes that still have room as of now: others may stop at the same time. How many clients they have
+// is what nodes says, since those that were just sent there are not announced yet.
+func staying(nodes, now []node) []node {
+	return slices.DeleteFunc(nodes, func(n node) bool {
+		return !slices.ContainsFunc(now, func(x node) bool { return x.id == n.id && x.room() })
+	})
 }
 
 // redirect ends a client's connection, and tells it of the node with the fewest clients.

@@ -79,3 +79,15 @@ func TestEndpoints(t *testing.T) {
 		t.Error("a server that is being stopped says that it is ready")
 	}
 }
+
+// A node that stops while clients are handed over to it gets no more of them.
+func TestStaying(t *testing.T) {
+	at := func(id string, connections int, leaving bool) node {
+		return node{id: id, nodeInfo: nodeInfo{Connections: connections, Leaving: leaving}}
+	}
+	nodes := []node{at("gone", 1, false), at("stops", 2, false), at("stays", 103, false)}
+	got := staying(nodes, []node{at("stops", 2, true), at("stays", 3, false), at("new", 0, false)})
+	if len(got) != 1 || got[0].id != "stays" || got[0].Connections != 103 {
+		t.Errorf("got %+v, want the node that stays, with the clients that it was sent", got)
+	}
+}
