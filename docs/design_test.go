@@ -64,7 +64,7 @@ func TestImports(t *testing.T) {
 // TestLinks follows the links between the pages.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
-	for _, page := range []string{"../README.md", "protocol.md", "operations.md", "design.md", "../CONTRIBUTING.md"} {
+	for _, page := range []string{"../README.md", "protocol.md", "operations.md", "design.md", "cluster.md", "scale.md", "../CONTRIBUTING.md"} {
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
@@ -83,16 +83,20 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, err := os.ReadFile("../broker/metrics.go")
-	if err != nil {
-		t.Fatal(err)
+	var code []byte
+	for _, file := range []string{"metrics.go", "cluster.go"} {
+		more, err := os.ReadFile("../broker/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code = append(code, more...)
 	}
 	names := regexp.MustCompile("`mqim_([a-z_]+)").FindAllStringSubmatch(string(text), -1)
 	if len(names) < 8 {
 		t.Fatalf("operations.md names %d metrics, want 8 or more", len(names))
 	}
 	for _, n := range names {
-		short := strings.TrimPrefix(n[1], "store_")
+		short := strings.TrimPrefix(strings.TrimPrefix(n[1], "store_"), "cluster_")
 		if !strings.Contains(string(code), `"`+short+`"`) && !strings.Contains(string(code), `"mqim_`+n[1]+`"`) {
 			t.Errorf("operations.md names mqim_%s, which is not registered", n[1])
 		}
