@@ -93,7 +93,7 @@ mysql.bad.yaml:8:25: limits.message_bytes: found 0, which is no limit; expected 
 mysql.bad.yaml:8:43: limits.command_bytes: found 0, which is no limit; expected one with store.driver mysql, whose statements have a limit
 mysql.bad.yaml:8:59: limits.topic_bytes: found 2001, expected at most 2000 with store.driver mysql, in which topics are keys`,
 	"nodsn.bad.yaml": `
-nodsn.bad.yaml:1:8: store.mysql.dsn: not a DSN; expected user:password@tcp(host:3306)/database`,
+nodsn.bad.yaml:1:8: store.mysql.dsn: found "", expected user:password@tcp(host:3306)/database: store.driver is mysql`,
 	"none.bad.yaml": `
 none.bad.yaml:1:12: listeners: found none, expected at least one such as {type: tcp, address: "127.0.0.1:1883"}`,
 	"secrets.bad.yaml": `

@@ -332,7 +332,10 @@ func (s Store) validate(v *validator) {
 	}
 	v.oneOf("store.pebble.sync", s.Pebble.Sync, "commit", "interval")
 	v.size("store.pebble.min_free", s.Pebble.MinFree, 0, 1<<50)
-	if s.Driver == "mysql" || s.MySQL.DSN != "" {
+	switch {
+	case s.Driver == "mysql" && s.MySQL.DSN == "":
+		v.fail("store.mysql.dsn", `found "", expected user:password@tcp(host:3306)/database: store.driver is mysql`)
+	case s.MySQL.DSN != "":
 		v.check("store.mysql.dsn", auth.CheckDSN(string(s.MySQL.DSN)))
 	}
 	v.number("store.mysql.connections", s.MySQL.Connections, 8, 10_000)
