@@ -224,9 +224,13 @@ func (s *Server) endpoints(w http.ResponseWriter, r *http.Request) {
 		Connections int    `json:"connections"`
 		Limit       int    `json:"limit"`
 	}
+	kind := r.URL.Query().Get("type")
+	if _, ok := schemes[kind]; !ok && kind != "" {
+		http.Error(w, "type is none of tcp, tls, ws and wss", http.StatusBadRequest)
+		return
+	}
 	list := append(s.others(), s.self())
 	slices.SortStableFunc(list, func(a, b node) int { return cmp.Compare(a.Connections, b.Connections) })
-	kind := r.URL.Query().Get("type")
 	out := struct {
 		Endpoints []entry `json:"endpoints"`
 	}{Endpoints: []entry{}}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -70,6 +71,11 @@ func TestEndpoints(t *testing.T) {
 	}
 	if got := ask("?type=wss"); len(got) != 0 {
 		t.Errorf("wss: got %v, want none", got)
+	}
+	w := httptest.NewRecorder()
+	s.endpoints(w, httptest.NewRequest("GET", "/v1/endpoints?type=mqtt", nil))
+	if w.Code != 400 || !strings.Contains(w.Body.String(), "wss") {
+		t.Errorf("no such type: got %d %s, want 400 and those there are", w.Code, w.Body)
 	}
 	s.leaving.Store(true)
 	if got := ask(""); len(got) != 0 {
