@@ -86,7 +86,7 @@ func (s *Store) takeNumber(ctx context.Context) error {
 		p.get(getMeta, func(r *sql.Rows) error { return r.Scan(&value) }, ownerRow)
 		if err = p.run(ctx, s.db); err == nil {
 			_, who, _ := strings.Cut(value, " ")
-			err = fmt.Errorf("database %s: %w: %s", s.name, store.ErrLocked, who)
+			err = fmt.Errorf("database %s: %w: %s, which wants it for itself: it has no cluster.redis.addresses", s.name, store.ErrLocked, who)
 		}
 	}
 	if err != nil {
@@ -185,7 +185,7 @@ func (s *Store) refuseShared(ctx context.Context) error {
 		}
 	}
 	if len(living) > 0 {
-		return fmt.Errorf("store.mysql: database %s: %w: %s", s.name, store.ErrLocked, strings.Join(living[:min(len(living), 3)], ", "))
+		return fmt.Errorf("store.mysql: database %s: %w: %s", s.name, store.ErrLocked, strings.Join(living[:min(len(living), 3)], ", ")+"; to be a node beside them, set cluster.redis as they have it")
 	}
 	if err := p.run(ctx, s.db); err != nil {
 		return fmt.Errorf("store.mysql: %w", err)

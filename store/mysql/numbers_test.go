@@ -239,7 +239,7 @@ func TestSharedAndExclusive(t *testing.T) {
 	}
 	alone := mysql.Options{DSN: dsn, Exclusive: true, Name: "alone", Timeout: patience}
 	first := open(t, alone)
-	refused(shared(dsn, "node one", 1), "alone")
+	refused(shared(dsn, "node one", 1), "alone, which wants it for itself")
 	if n := rows(t, dsn, "nodes"); n != 1 {
 		t.Errorf("got %d processes that live, want the first", n)
 	}
@@ -248,6 +248,7 @@ func TestSharedAndExclusive(t *testing.T) {
 	}
 	one := open(t, shared(dsn, "node one", 1))
 	refused(alone, "node one")
+	refused(alone, "set cluster.redis")
 	if _, err := said(one, "c"); err != nil {
 		t.Errorf("node one, afterwards: %v", err)
 	}
