@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/mqim/mqim/bus"
 	"github.com/redis/go-redis/v9"
@@ -133,6 +134,10 @@ func classify(err error) error {
 		return wrong("the Sentinels do not know the master of cluster.redis.master")
 	case errors.As(err, &unknown), errors.As(err, &host), errors.As(err, &invalid), errors.As(err, &noTLS):
 		return wrong("TLS: " + text)
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.ECONNRESET) {
+		// What a server says, or does not say, to a client that speaks TLS where it does not, or the other way round.
+		return fmt.Errorf("%w: %w (if it stays so: is cluster.redis.tls as the Redis has it?)", bus.ErrDown, err)
 	}
 	return fmt.Errorf("%w: %w", bus.ErrDown, err)
 }

@@ -3,7 +3,9 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/mqim/mqim/bus"
@@ -89,6 +91,16 @@ func TestVersion(t *testing.T) {
 	}
 	if err := classify(errors.New("ERR unknown command 'ssubscribe', with args beginning with: ")); !errors.Is(err, ErrSettings) || !strings.Contains(err.Error(), "Redis 7") {
 		t.Error(err)
+	}
+}
+
+// What a server that speaks TLS, or does not, makes of a client that does otherwise may also be one that is being restarted:
+// it is tried again, and the setting is named.
+func TestOtherTLS(t *testing.T) {
+	for _, cause := range []error{context.DeadlineExceeded, syscall.ECONNRESET} {
+		if err := classify(fmt.Errorf("read: %w", cause)); !errors.Is(err, bus.ErrDown) || !strings.Contains(err.Error(), "cluster.redis.tls") {
+			t.Errorf("%v: got %v, want ErrDown and the setting", cause, err)
+		}
 	}
 }
 
