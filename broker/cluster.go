@@ -31,7 +31,7 @@ func (s *Server) openBus() error {
 	if err != nil {
 		return err
 	}
-	s.bus = b
+	s.bus, s.trust = b, bus.NewTrust(b, s.store.Living)
 	return nil
 }
 
@@ -44,6 +44,12 @@ func (s *Server) join() error {
 		return nil
 	}
 	s.announceNow()
+	run, stop := context.WithCancel(context.Background())
+	s.settled.Go(func() {
+		<-s.settling
+		stop()
+	})
+	s.settled.Go(func() { s.trust.Run(run) })
 	ctx, cancel := context.WithTimeout(context.Background(), joinWait)
 	defer cancel()
 	switch err := s.bus.Start(ctx); {

@@ -19,6 +19,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/mqim/mqim/broker/config"
+	"github.com/mqim/mqim/bus"
 	"github.com/mqim/mqim/cluster"
 	"github.com/mqim/mqim/hooks/acl"
 	"github.com/mqim/mqim/hooks/auth"
@@ -38,6 +39,7 @@ type Server struct {
 	metrics *metrics
 
 	bus                   *cluster.Bus // nil: there are no other nodes
+	trust                 *bus.Trust   // with bus
 	store                 store.Store
 	storeFigures          func(emit)
 	failed                chan error    // what ends the server from inside
@@ -111,7 +113,7 @@ func (s *Server) open() error {
 	ec := engineConfig(s.cfg)
 	ec.Metrics, ec.Log = s.metrics, s.log
 	if s.bus != nil {
-		ec.Bus, ec.Look = s.bus, s.cfg.Cluster.Look.D()
+		ec.Bus, ec.Look, ec.Trusted = s.bus, s.cfg.Cluster.Look.D(), s.trust.Term
 	}
 	level := func() int { return s.overload.Level() }
 	s.commits = &watchedStore{Store: s.store, overload: level}
@@ -181,7 +183,7 @@ func (s *Server) openBroker() error {
 		QueueMessages:  cmp.Or(s.cfg.Sessions.MaxQueued, math.MaxInt),
 	}
 	if s.bus != nil {
-		to.Bus, to.Look = s.bus, s.cfg.Cluster.Look.D()
+		to.Bus, to.Look, to.Trusted = s.bus, s.cfg.Cluster.Look.D(), s.trust.Term
 		reg.Cluster(s.bus)
 	}
 	s.topics = topics.New(s.mqtt, to)

@@ -46,8 +46,8 @@ func (g *generations[K, V]) len() int { return len(g.young) + len(g.old) }
 // since these may not hear of it, entries get old there. What many want at once is read once. It may be used concurrently.
 type cache[K comparable, V any] struct {
 	read func(context.Context, K) (V, error)
-	name func(K) string       // one for each key
-	age  func() time.Duration // how old an entry gets; nil: it does not
+	name func(K) string // one for each key
+	term func() uint64  // Config.Trusted: entries get cacheAge old, cacheAgeDown at 0, and none outlives its term; nil: they do not get old
 
 	flight  singleflight.Group
 	mu      sync.Mutex
@@ -57,7 +57,8 @@ type cache[K comparable, V any] struct {
 
 type entry[V any] struct {
 	v     V
-	since int64 // when it was read, Unix nanoseconds; 0 where entries do not get old
+	since int64  // when it was read, Unix nanoseconds; 0 where entries do not get old
+	term  uint64 // in which
 }
 
 func (c *cache[K, V]) init(max int, name func(K) string, read func(context.Context, K) (V, error)) {
@@ -70,11 +71,13 @@ func (c *cache[K, V]) get(ctx context.Context, k K) (V, error) {
 	x, ok := c.entries.get(k)
 	version := c.version
 	c.mu.Unlock()
-	now := int64(0)
-	if c.age != nil {
-		now = time.Now().UnixNano()
+	now, term, age := int64(0), uint64(0), cacheAge
+	if c.term != nil {
+		if now, term = time.Now().UnixNano(), c.term(); term == 0 {
+			age = cacheAgeDown
+		}
 	}
-	if ok && (c.age == nil || now-x.since < c.age().Nanoseconds()) {
+	if ok && (c.term == nil || x.term == term && now-x.since < age.Nanoseconds()) {
 		return x.v, nil
 	}
 	// What began before a change is not waited for after it.
@@ -86,7 +89,7 @@ func (c *cache[K, V]) get(ctx context.Context, k K) (V, error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.version == version {
-			c.entries.put(k, entry[V]{v, now})
+			c.entries.put(k, entry[V]{v, now, term})
 		}
 		return v, nil
 	})
@@ -134,22 +137,19 @@ func (e *Engine) CacheEntries() map[string]func() int {
 	}
 }
 
-// How old an entry gets where there are other nodes: what they change is told, but that may be lost. While the bus is down it
-// is, and an entry is there for floods alone.
+// How old an entry gets where there are other nodes: what they change is told, but that may be lost. While
+// Config.Trusted says so it is, and an entry is there for floods alone.
 const (
 	cacheAge     = 30 * time.Second
 	cacheAgeDown = time.Second
 )
 
 // ageCaches has entries get old.
-func (p *peers) ageCaches() {
-	age := func() time.Duration {
-		if p.heard.Load() {
-			return cacheAge
-		}
-		return cacheAgeDown
+func (p *peers) ageCaches(trusted func() uint64) {
+	if trusted == nil {
+		trusted = func() uint64 { return uint64(asInt(p.heard.Load())) }
 	}
-	p.e.blocks.age, p.e.groups.age, p.e.members.age = age, age, age
+	p.e.blocks.term, p.e.groups.term, p.e.members.term = trusted, trusted, trusted
 }
 
 // clearCaches forgets everything, after changes may have been missed.

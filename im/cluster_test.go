@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -681,5 +682,39 @@ func TestClusterLook(t *testing.T) {
 		time.Sleep(31 * time.Second)
 		synctest.Wait()
 		wantSeqs(t, b, 1, 2, 3)
+	})
+}
+
+// TestClusterCutOff: a block that a node sets which is cut off, and cannot say so, holds on the others as soon as they know that
+// it may be: within a second, and for what they had remembered, also afterwards.
+func TestClusterCutOff(t *testing.T) {
+	var term atomic.Uint64
+	term.Store(1)
+	cfg := quietly
+	cfg.Trusted = term.Load
+	inCluster(t, 3, cfg, func(t *testing.T, c *cluster) {
+		x, y := c.nodes[0], c.nodes[1]
+		a, b := x.connect("alice", "a", persistent, IM), y.connect("bob", "b", persistent, IM)
+		x.send(a, "bob", "1")
+		y.bus.Cut(true)
+		synctest.Wait()
+		y.ok(b, nil, "block.add", `{"user":"alice"}`)
+		x.send(a, "bob", "2") // it goes by what it remembers
+		term.Store(0)         // it has missed the other node
+		x.refused(Blocked, a, "send", `{"to":"u/bob","body":1}`)
+		y.ok(b, nil, "block.remove", `{"user":"alice"}`)
+		time.Sleep(time.Second)
+		x.send(a, "bob", "3")
+		y.ok(b, nil, "block.add", `{"user":"alice"}`)
+		time.Sleep(time.Second)
+		x.refused(Blocked, a, "send", `{"to":"u/bob","body":1}`)
+		y.ok(b, nil, "block.remove", `{"user":"alice"}`)
+		term.Store(2) // the node has ended
+		x.send(a, "bob", "4")
+		x.reads.taken()
+		x.send(a, "bob", "5")
+		if n := x.reads.taken()["Blocks"]; n != 0 {
+			t.Errorf("the store was asked for block lists %d times, want what is remembered", n)
+		}
 	})
 }

@@ -60,8 +60,11 @@ type Config struct {
 	PresenceGrace time.Duration // a user who is back within it was never away; default 1 s
 	RecallWindow  time.Duration // how long a sender may recall a message
 
-	Bus  bus.Bus       // to the other nodes; nil: there are none. It is started after the engine was made
-	Look time.Duration // how often the store is asked for what no other node has told of; default 30 s
+	Bus bus.Bus // to the other nodes; nil: there are none. It is started after the engine was made
+	// Trusted is 0 while another node may have changed something unheard; otherwise a number that is another one each time
+	// that this is over: see bus.Trust. Called often. nil: as the bus is up.
+	Trusted func() uint64
+	Look    time.Duration // how often the store is asked for what no other node has told of; default 30 s
 
 	Metrics Metrics      // nil: none are kept
 	Log     *slog.Logger // nil: slog.Default
@@ -180,7 +183,7 @@ func New(st store.Store, cfg Config) *Engine {
 	e.receipts.init()
 	e.feeds.init(e)
 	e.presence.init(e)
-	e.initPeers(cfg.Bus)
+	e.initPeers(cfg.Bus, cfg.Trusted)
 	e.dirty.init()
 	e.core.Go(e.commitLoop)
 	e.core.Go(e.deliverLoop)

@@ -70,14 +70,14 @@ type peers struct {
 	swept string // whose groups were loaded again last, by the look
 }
 
-func (e *Engine) initPeers(b bus.Bus) {
+func (e *Engine) initPeers(b bus.Bus, trusted func() uint64) {
 	if b == nil {
 		return
 	}
 	p := &peers{e: e, bus: b, asks: make(chan struct{}, concurrentAsks), again: make(chan struct{}, 1)}
 	p.out.init(p)
 	p.up = b.Up()
-	p.ageCaches()
+	p.ageCaches(trusted)
 	e.peers = p
 	b.Handle(busTopic, p.receive)
 	b.OnChange(p.change)

@@ -34,6 +34,9 @@ type Shared interface {
 	QueueHeads(ctx context.Context, clients []string, dst []uint64) ([]uint64, error)
 	// Epochs are those of the last claims, 0 where there is none.
 	Epochs(ctx context.Context, clients []string, dst []uint64) ([]uint64, error)
+	// Living is how many processes use the store, this one included. One that has ended without closing it counts for a
+	// while.
+	Living(ctx context.Context) (int, error)
 }
 
 // MaxLook bounds what Shared is asked at once.

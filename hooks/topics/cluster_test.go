@@ -89,6 +89,9 @@ func newSwarm(tb testing.TB, n int, o setup) *swarm {
 		o := o
 		o.bus = s.hub.Join(fmt.Sprint("n", i+1))
 		tb.Cleanup(o.bus.Leave)
+		if o.trusted != nil {
+			o.Trusted = o.trusted(i)
+		}
 		p := &process{l: s.l}
 		inner := o.wrap
 		o.wrap = func(st store.Store) store.Store {
@@ -773,6 +776,122 @@ func TestBefore(t *testing.T) {
 			if utf8.ValidString(d) && d > b && d < c {
 				t.Errorf("%q lies between %q and %q", d, b, c)
 			}
+		}
+	}
+}
+
+// Who is cut off from the bus, and not from the store, does not know of it yet, or cannot say so; the others have not missed
+// it yet. What is published on any node after SUBACK is in the queue all the same, at each moment of it, and when all is well
+// again the store is not asked for each message.
+func TestSubscribeWhileCutOff(t *testing.T) {
+	for _, mind := range []struct {
+		name    string
+		notices time.Duration // when the node that is cut off does
+		takes   time.Duration // how long SUBACK takes at most, right after the cut
+	}{
+		{"at once", 0, unheard},
+		{"in 4 s", 4 * time.Second, unheard + changesWait},
+		{"never", time.Hour, unheard + changesWait},
+	} {
+		t.Run(mind.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { subscribeWhileCutOff(t, mind.notices, mind.takes) })
+		})
+	}
+}
+
+func subscribeWhileCutOff(t *testing.T, notices, takes time.Duration) {
+	const missed = 6 * time.Second // when the others notice
+	var asked atomic.Int64
+	var terms [3]atomic.Uint64
+	o := setup{pipes: true, Options: Options{Look: time.Hour}, trusted: func(node int) func() uint64 {
+		terms[node].Store(1)
+		return terms[node].Load
+	}}
+	o.wrap = func(st store.Store) store.Store { return &matching{Store: st, f: func() { asked.Add(1) }} }
+	s := newSwarm(t, 3, o)
+	stored, pub := s.nodes[1].connect("stored", persistent), s.nodes[0].connect("pub")
+	stored.subscribe("old", 1)
+	n := 0
+	// subscribe subscribes to a topic that the others have just asked for, and publishes there.
+	subscribe := func(most time.Duration) {
+		t.Helper()
+		n++
+		topic := fmt.Sprint("t/", n)
+		pub.publish(topic, "before", 1)
+		time.Sleep(time.Millisecond) // what is asked later is later
+		began := time.Now()
+		stored.subscribe(topic, 1)
+		if took := time.Since(began); took > most {
+			t.Errorf("%d: SUBACK came after %v, want %v at most", n, took, most)
+		}
+		pub.publish(topic, fmt.Sprint(n), 1)
+	}
+	warm := func(questions int64) {
+		t.Helper()
+		pub.publish("x", "m", 1)
+		before := asked.Load()
+		for range 10 {
+			time.Sleep(time.Millisecond)
+			pub.publish("x", "m", 1)
+		}
+		if got := asked.Load() - before; got != questions {
+			t.Errorf("the store was asked %d times for 10 messages, want %d", got, questions)
+		}
+	}
+	subscribe(0)
+	stored.message("1")
+	warm(0)
+
+	b := s.buses[1].ID()
+	s.hub.Drop(func(to string, m *bus.Message) bool { return to == b || m.From == b }) // it believes that it is up
+	fell := time.AfterFunc(notices, func() { s.buses[1].Cut(true) })
+	lost := time.AfterFunc(missed, func() { terms[0].Store(0); terms[2].Store(0) })
+	defer fell.Stop()
+	defer lost.Stop()
+	began := time.Now()
+	stored.subscribe("old", 1) // it has that
+	if took := time.Since(began); took > changesWait {
+		t.Errorf("what is not new is acknowledged after %v", took)
+	}
+	subscribe(takes)
+	if took := time.Since(began); took < missed {
+		t.Errorf("SUBACK came after %v, when others do not know", took)
+	}
+	warm(10)
+	time.Sleep(unheard)
+	if notices < time.Hour { // and looks
+		stored.message("2")
+		subscribe(0)
+	}
+
+	s.hub.Drop(nil)
+	s.buses[1].Cut(true)
+	synctest.Wait()
+	s.buses[1].Cut(false)
+	s.ready()
+	terms[0].Store(2)
+	terms[2].Store(2)
+	stored.message(fmt.Sprint(n))
+	warm(0)
+	subscribe(0)
+	stored.message(fmt.Sprint(n))
+}
+
+// What was remembered before other nodes may have changed something unheard is not gone by afterwards.
+func TestTrustedAgain(t *testing.T) {
+	var term atomic.Uint64
+	var asked atomic.Int64
+	h := newSwarm(t, 1, setup{
+		trusted: func(int) func() uint64 { return term.Load },
+		wrap:    func(st store.Store) store.Store { return &matching{Store: st, f: func() { asked.Add(1) }} },
+	}).nodes[0].hook
+	for i, x := range []struct {
+		term  uint64
+		asked int64
+	}{{1, 1}, {1, 1}, {0, 2}, {0, 3}, {2, 4}, {2, 4}, {3, 5}} {
+		term.Store(x.term)
+		if _, err := h.route("t", nil); err != nil || asked.Load() != x.asked {
+			t.Errorf("%d: asked %d times, %v, want %d", i, asked.Load(), err, x.asked)
 		}
 	}
 }

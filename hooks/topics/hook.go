@@ -61,8 +61,11 @@ type Options struct {
 	// Bus is to the other nodes, which share Store; nil: there are none. It is started after the hook was made, and when the
 	// server serves Ready says when other nodes' subscribers are known. Subscriptions that the program which embeds the server
 	// has made, and $SYS, stay within the node.
-	Bus  bus.Bus
-	Look time.Duration // how often the store is asked for what no other node has told of; default 30 s
+	Bus bus.Bus
+	// Trusted is 0 while another node may have changed something unheard; otherwise a number that is another one each time
+	// that this is over: see bus.Trust. Called for each publish. nil: as Bus is up.
+	Trusted func() uint64
+	Look    time.Duration // how often the store is asked for what no other node has told of; default 30 s
 
 	// System is the tree under $SYS, which PublishSystem publishes; nil leaves it to mochi.
 	System []SystemTopic
@@ -246,6 +249,7 @@ type client struct {
 	kicks   kicks
 	will    *store.Will
 	asked   []request    // the SUBSCRIBE that is being answered
+	fresh   bool         // and whether it has a filter that the session has not, or not so
 	pending atomic.Int32 // publishes that are being stored: what comes after waits its turn behind them
 	stamp   uint64       // of the journal's kicks
 	ended   bool

@@ -128,6 +128,7 @@ type setup struct {
 	wrap      func(store.Store) store.Store // nil: the hook has the store itself
 	shared    *pebble.Store                 // nil: a new one
 	bus       *bustest.Node                 // nil: it is alone
+	trusted   func(node int) func() uint64  // for Options.Trusted of a swarm's nodes; nil: theirs is nil
 }
 
 func newRig(tb testing.TB, o setup) *rig {

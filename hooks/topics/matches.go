@@ -33,16 +33,17 @@ type matched struct {
 	list []store.Subscription
 	err  error
 	born time.Time
+	term uint64 // of Options.Trusted
 }
 
 // stored lists the subscriptions of stored sessions that match a topic.
 func (h *Hook) stored(topic string) ([]store.Subscription, error) {
 	x := &h.matches
-	since := h.believed(time.Now())
+	since, term := h.believed(time.Now())
 	for {
 		x.mu.Lock()
 		e := x.m[topic]
-		if e != nil && e.born.Before(since) {
+		if e != nil && (e.born.Before(since) || e.term != term) {
 			select {
 			case <-e.done:
 				x.drop(topic, e)
@@ -63,7 +64,7 @@ func (h *Hook) stored(topic string) ([]store.Subscription, error) {
 	if x.m == nil || x.weight >= maxMatched {
 		x.forget()
 	}
-	e := &matched{done: make(chan struct{}), born: time.Now()}
+	e := &matched{done: make(chan struct{}), born: time.Now(), term: term}
 	x.m[topic] = e
 	x.loading[topic] = e
 	x.weight++
@@ -91,18 +92,28 @@ func (h *Hook) stored(topic string) ([]store.Subscription, error) {
 	return list, err
 }
 
-// believed is since when the store must have been asked for what it said to count. While the bus is down nothing tells of
-// subscriptions on other nodes: a session that has begun there would miss what is published after SUBACK, and one that has
-// ended would leave what its topics bring to whoever has the client id next.
-func (h *Hook) believed(now time.Time) time.Time {
-	if h.deaf() {
-		return now
+// believed is since when, and in which term, the store must have been asked for what it said to count. Where another node may
+// not be heard nothing tells of subscriptions there: a session that has begun would miss what is published after SUBACK, and
+// one that has ended would leave what its topics bring to whoever has the client id next.
+func (h *Hook) believed(now time.Time) (since time.Time, term uint64) {
+	if term = h.term(); term == 0 {
+		return now, 0
 	}
-	return now.Add(-matchedFor)
+	return now.Add(-matchedFor), term
 }
 
-// deaf reports whether other nodes cannot be heard.
-func (h *Hook) deaf() bool { return h.cluster != nil && !h.cluster.bus.Up() }
+// term is 0 where other nodes may not be heard; see Options.Trusted.
+func (h *Hook) term() uint64 {
+	switch {
+	case h.cluster == nil:
+		return 1
+	case h.opt.Trusted != nil:
+		return h.opt.Trusted()
+	case h.cluster.bus.Up():
+		return 1
+	}
+	return 0
+}
 
 // drop forgets a topic; mu is held.
 func (x *matches) drop(topic string, e *matched) {

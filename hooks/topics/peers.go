@@ -49,6 +49,10 @@ const (
 	versionEvery = 5 * time.Second
 	heldChanges  = 1000 // messages that wait for everything to have come
 	allRetry     = 200 * time.Millisecond
+	revealRetry  = 200 * time.Millisecond
+	// unheard is how long a node has been silent at most when the others have lost their trust in what they remember: it is
+	// missed after 5 s, and looked for every second.
+	unheard = 8 * time.Second
 )
 
 // change is one of them.
@@ -79,6 +83,7 @@ type cluster struct {
 	top    level[remote]
 	synced chan struct{} // closed when a peer has become known, and made anew
 	down   bool          // when last looked
+	fell   time.Time     // when it was first seen to be
 }
 
 // interest counts who wants a filter on this node.
@@ -94,8 +99,11 @@ func (i *interest) bits() (b uint64) {
 	return b
 }
 
-// told is closed when the others know.
-type told struct{ done chan struct{} }
+// told is closed when the others know, or some of them cannot be told; which of the two, heard says then.
+type told struct {
+	done  chan struct{}
+	heard bool
+}
 
 // neighbour is another node, and what it has told. Guarded by cluster.pmu, but for id.
 type neighbour struct {
@@ -127,7 +135,7 @@ func newCluster(h *Hook, b bus.Bus) *cluster {
 	c := &cluster{
 		h: h, bus: b, poke: make(chan struct{}, 1), quit: make(chan struct{}), turned: make(chan struct{}, 1),
 		own: map[string]uint64{}, plain: map[string]*interest{}, pending: map[string]uint64{}, events: map[string]struct{}{},
-		batch: &told{make(chan struct{})}, peers: map[string]*neighbour{}, synced: make(chan struct{}),
+		batch: newTold(), peers: map[string]*neighbour{}, synced: make(chan struct{}),
 	}
 	b.Handle(busTopic, c.heard)
 	b.OnChange(c.wake)
@@ -140,6 +148,8 @@ func (c *cluster) wake() {
 	default:
 	}
 }
+
+func newTold() *told { return &told{done: make(chan struct{})} }
 
 // counted notes that a subscription of a connected session has come or gone; see index.counted.
 func (c *cluster) counted(s *session, filter string, n int) (first bool) {
@@ -190,14 +200,24 @@ func (c *cluster) set(key string, value uint64) {
 	c.wake()
 }
 
-// happened notes what the others are to be told once.
-func (c *cluster) happened(kind byte, names ...string) {
+// happened notes what the others are to be told once, and returns when with.
+func (c *cluster) happened(kind byte, names ...string) *told {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
 		c.events[string(kind)+name] = struct{}{}
 	}
 	c.wake()
+	return c.batch
+}
+
+// stored tells that stored subscriptions have changed.
+func (c *cluster) stored(subs []store.Subscription) *told {
+	names := make([]string, len(subs))
+	for i := range subs {
+		names[i] = subs[i].Filter
+	}
+	return c.happened(keyStored, names...)
 }
 
 // wait waits until the others know of everything so far. It gives up after changesWait.
@@ -214,12 +234,48 @@ func (c *cluster) wait() {
 	if b == nil {
 		return
 	}
+	c.await(b)
+}
+
+// await waits until the others know, and reports whether they do. It gives up after changesWait.
+func (c *cluster) await(b *told) bool {
 	t := time.NewTimer(changesWait)
 	defer t.Stop()
 	select {
 	case <-b.done:
+		return b.heard
 	case <-t.C:
 	case <-c.quit:
+	}
+	return false
+}
+
+// reveal waits until no node goes by what the store said before subscriptions were stored: they have been told, or do not
+// trust what they remember any more (bus.Trust), which is so when this node has been cut off for unheard. It may not know of
+// that yet: then it was cut off when they were first told in vain, at the latest. Clients wait so for subscriptions that
+// are new, on a node that has just been cut off, or while another one is dying.
+func (c *cluster) reveal(subs []store.Subscription, b *told) {
+	until := time.Now().Add(unheard)
+	for {
+		up := c.bus.Up()
+		if up && (len(c.bus.Peers()) == 0 || c.await(b)) {
+			return
+		}
+		c.pmu.RLock()
+		if early := c.fell.Add(unheard); !up && c.down && early.Before(until) {
+			until = early
+		}
+		alone := len(c.peers) == 0
+		c.pmu.RUnlock()
+		if alone || !time.Now().Before(until) {
+			return
+		}
+		select {
+		case <-time.After(revealRetry):
+		case <-c.quit:
+			return
+		}
+		b = c.stored(subs)
 	}
 }
 
@@ -264,20 +320,24 @@ func (c *cluster) tell() {
 	clear(c.pending)
 	clear(c.events)
 	b := c.batch
-	c.flying, c.batch = b, &told{make(chan struct{})}
-	first := c.version + 1
+	c.flying, c.batch = b, newTold()
+	first, heard := c.version+1, true
 	c.version += uint64((len(list) + changesPage - 1) / changesPage)
 	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), changesWait)
 	defer cancel()
 	for part := range slices.Chunk(list, changesPage) {
-		if c.bus.Up() && len(c.bus.Peers()) > 0 { // else the number tells that something was missed
-			_, _ = c.bus.Ask(ctx, bus.Channel{Kind: bus.All}, busTopic, encodeChanges(first, part))
+		switch up := c.bus.Up(); {
+		case !up: // the number tells that something was missed
+			heard = false
+		case len(c.bus.Peers()) > 0:
+			_, err := c.bus.Ask(ctx, bus.Channel{Kind: bus.All}, busTopic, encodeChanges(first, part))
+			heard = heard && err == nil
 		}
 		first++
 	}
 	c.mu.Lock()
-	c.flying = nil
+	c.flying, b.heard = nil, heard
 	c.mu.Unlock()
 	close(b.done)
 }
@@ -461,7 +521,9 @@ func (c *cluster) reconcile() {
 		}
 	}
 	if !up { // what is known of the others stays, for what cannot be sent to be counted
-		c.down = true
+		if !c.down {
+			c.down, c.fell = true, time.Now()
+		}
 		c.pmu.Unlock()
 		return
 	}

@@ -20,6 +20,7 @@ import (
 type route struct {
 	topic   string
 	version uint64
+	term    uint64   // of Options.Trusted
 	targets []target // sessions that end with their connection
 	durable []target // sessions in the store, connected or not
 	groups  []*group
@@ -91,14 +92,15 @@ func (r *routes) changed() { r.version.Add(1) }
 func (h *Hook) route(topic string, last *route) (*route, error) {
 	version := h.routes.version.Load()
 	rs := &h.routes
-	if !h.deaf() {
-		if last != nil && last.version == version && last.topic == topic {
+	term := h.term()
+	if term != 0 {
+		if last != nil && last.version == version && last.term == term && last.topic == topic {
 			return last, nil
 		}
 		rs.mu.RLock()
 		r := rs.m[topic]
 		rs.mu.RUnlock()
-		if r != nil && r.version == version {
+		if r != nil && r.version == version && r.term == term {
 			return r, nil
 		}
 	}
@@ -106,6 +108,7 @@ func (h *Hook) route(topic string, last *route) (*route, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.term = term
 	r.version = version // what changed since may be in it or not; the next publish looks again
 	rs.keep(r)
 	return r, nil

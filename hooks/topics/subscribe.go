@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"bytes"
 	"context"
 	"sync/atomic"
 
@@ -33,14 +34,15 @@ func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	if x == nil || x.s == nil {
 		return pk
 	}
-	x.asked = x.asked[:0]
+	x.asked, x.fresh = x.asked[:0], false
 	filters := make(packets.Subscriptions, len(pk.Filters))
 	for i, sub := range pk.Filters {
 		want := sub.RetainHandling != dontSend && !mqtt.IsSharedFilter(sub.Filter) // [MQTT-3.3.1-11]
+		had, existed := cl.State.Subscriptions.Get(sub.Filter)
 		if want && sub.RetainHandling == 1 {
-			_, existed := cl.State.Subscriptions.Get(sub.Filter)
 			want = !existed // [MQTT-3.3.1-10]
 		}
+		x.fresh = x.fresh || !existed || !bytes.Equal(encodeSubscription(cl.ID, &had).Options, encodeSubscription(cl.ID, &sub).Options)
 		if want {
 			x.asked = append(x.asked, request{sub: sub})
 		}
@@ -84,12 +86,17 @@ func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 		}
 		h.forgo(cl, pk.Filters[i].Filter)
 	}
+	var told *told
 	if x.s.durable {
-		h.restored(keep, false)
+		told = h.restored(keep)
 	}
 	h.routes.changed()
-	if h.cluster != nil && (first || x.s.durable && len(keep) > 0) {
-		h.cluster.wait() // what is published anywhere after SUBACK is delivered
+	switch { // what is published anywhere after SUBACK is delivered
+	case h.cluster == nil:
+	case x.s.durable && x.fresh && len(keep) > 0:
+		h.cluster.reveal(keep, told)
+	case first || x.s.durable && len(keep) > 0:
+		h.cluster.wait()
 	}
 	for i := range x.asked {
 		for j, f := range pk.Filters {
@@ -130,25 +137,22 @@ func (h *Hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet 
 		x.c.Disconnect(packets.ErrServerUnavailable) // it is the client's to ask again
 	}
 	if x.s.durable {
-		h.restored(gone, true)
+		if h.restored(gone); h.cluster != nil {
+			h.cluster.wait()
+		}
 	}
 	return pk
 }
 
-// restored is called when stored subscriptions have changed. With wait it returns when the other nodes know.
-func (h *Hook) restored(subs []store.Subscription, wait bool) {
-	names := make([]string, len(subs))
+// restored is called when stored subscriptions have changed. It returns what the other nodes are told of it with.
+func (h *Hook) restored(subs []store.Subscription) *told {
 	for i := range subs {
-		names[i] = subs[i].Filter
-		h.matches.changed(names[i])
+		h.matches.changed(subs[i].Filter)
 	}
 	if h.cluster == nil || len(subs) == 0 {
-		return
+		return nil
 	}
-	h.cluster.happened(keyStored, names...)
-	if wait {
-		h.cluster.wait()
-	}
+	return h.cluster.stored(subs)
 }
 
 // renewed is called when a client's stored session is over.
@@ -238,7 +242,7 @@ func (h *Hook) recheckPages() {
 	after := ""
 	for {
 		_ = h.journal.Flush(context.Background()) // one page at a time
-		h.restored([]store.Subscription{{Filter: everyFilter}}, false)
+		h.restored([]store.Subscription{{Filter: everyFilter}})
 		h.routes.changed()
 		list, err := h.store.Sessions(context.Background(), after, sessionsPage)
 		if err != nil {
@@ -283,7 +287,7 @@ func (h *Hook) forget(cl *mqtt.Client, gone []store.Subscription) {
 		if err := x.c.Remember(gone, true); err != nil {
 			h.log.Error("subscriptions that are not allowed any more cannot be removed", "client", cl.ID, "error", err)
 		}
-		h.restored(gone, false)
+		h.restored(gone)
 	}
 }
 

@@ -62,6 +62,27 @@ func (s *Store) Epochs(ctx context.Context, clients []string, dst []uint64) ([]u
 	return s.numbers(ctx, getClaims, "claims", clients, dst)
 }
 
+// Living counts the processes whose beats come (Store.lives), tools that read the store as well.
+func (s *Store) Living(ctx context.Context) (int, error) {
+	if err := s.enter(ctx); err != nil {
+		return 0, err
+	}
+	defer s.life.RUnlock()
+	var all nodes
+	p := s.packet()
+	s.askNodes(p, &all)
+	if err := s.read(ctx, p, "processes"); err != nil {
+		return 0, err
+	}
+	n := 1
+	for id := range all.seen {
+		if id != s.node && s.lives(&all, id) {
+			n++
+		}
+	}
+	return n, nil
+}
+
 // numbers asks, in one round trip, for a number for each name; 0 where there is none.
 func (s *Store) numbers(ctx context.Context, st *statement, what string, names []string, dst []uint64) ([]uint64, error) {
 	if err := s.enter(ctx); err != nil {

@@ -45,10 +45,12 @@ func TestSessionsOfNodes(t *testing.T) {
 	}
 	expect("connected", "c1", "online true, cut false")
 	topics(t, b, store.TopicBatch{Sessions: []store.Session{online("c2")}})
+	processes(t, b, 3)
 	closed := time.Now().UnixMilli()
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
+	processes(t, b, 2)
 	expect("its node is closed", "c1", "online false, cut true")
 	expect("taken over by another", "c2", "online true, cut false")
 	before, err := c.Session(ctx, "c1")
@@ -68,11 +70,19 @@ func TestSessionsOfNodes(t *testing.T) {
 	if _, err := server.DB.Exec("UPDATE " + name(dsn) + ".mqim_nodes SET seen = 1"); err != nil {
 		t.Fatal(err)
 	}
+	processes(t, b, 1)
 	if got := state(c, "c2"); got != "online false, cut true" {
 		t.Errorf("its node is silent: got %s, want it cut off", got)
 	}
 	if got := state(b, "c2"); got != "online true, cut false" {
 		t.Errorf("at the node itself: got %s, want it connected", got)
+	}
+}
+
+func processes(t *testing.T, s *mysql.Store, want int) {
+	t.Helper()
+	if n, err := s.Living(ctx); n != want || err != nil {
+		t.Errorf("processes that live: got %d, %v, want %d", n, err, want)
 	}
 }
 

@@ -15,6 +15,15 @@ func (s *Store) Writes(ctx context.Context) (uint64, error) {
 	return s.writes.Load(), nil
 }
 
+// Living is 1: there is no other process.
+func (s *Store) Living(ctx context.Context) (int, error) {
+	if err := s.enter(ctx); err != nil {
+		return 0, err
+	}
+	defer s.life.RUnlock()
+	return 1, nil
+}
+
 // InboxHeads are the heads of inboxes.
 func (s *Store) InboxHeads(ctx context.Context, users []string, dst []uint64) ([]uint64, error) {
 	return each(ctx, s, users, dst, func(user string) (uint64, error) {

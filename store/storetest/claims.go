@@ -33,6 +33,17 @@ func (e *env) epochs(clients ...string) []uint64 {
 	return list
 }
 
+// testLiving: a process is alone with its store, also after a restart.
+func testLiving(t *testing.T, e *env) {
+	e.start(store.Retention{})
+	for range 2 {
+		if n, err := e.st.Living(ctx); n != 1 || err != nil {
+			t.Errorf("got %d, %v, want 1", n, err)
+		}
+		e.reopen()
+	}
+}
+
 // testClaims: each claim of a client has a greater epoch than those before, in one batch, in another, after a restart.
 func testClaims(t *testing.T, e *env) {
 	e.start(store.Retention{})

@@ -81,6 +81,7 @@ func Run(t *testing.T, open Open) {
 		{"RetainedLimits", testRetainedLimits},
 		{"Wills", testWills},
 		{"Claims", testClaims},
+		{"Living", testLiving},
 		{"ClaimsTogether", testClaimsTogether},
 		{"Fences", testFences},
 		{"FencedInbound", testFencedInbound},
