@@ -101,12 +101,28 @@ func (s *Server) others() (list []node) {
 // announceEvery is how often other nodes are told how many clients this one has.
 const announceEvery = time.Second
 
+// strangers is how long a node waits for those that use the database to be on the bus before it says that they are not. One that
+// was killed counts as living for half of that.
+const strangers = time.Minute
+
 // announce tells the other nodes of this one until the server is closed.
 func (s *Server) announce() {
 	t := time.NewTicker(announceEvery)
 	defer t.Stop()
+	var since time.Time // when there was no trust first
+	told := false
 	for {
 		s.announceNow()
+		switch {
+		case s.trust.Term() != 0 || !s.bus.Up():
+			since, told = time.Time{}, false
+		case since.IsZero():
+			since = time.Now()
+		case !told && time.Since(since) > strangers:
+			told = true
+			s.log.Warn("other nodes use the database and are not heard here: what they do is seen late; " +
+				"cluster.redis must be the same on all of them, prefix included")
+		}
 		select {
 		case <-s.settling:
 			return

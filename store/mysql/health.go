@@ -95,7 +95,7 @@ func (s *Store) leave() {
 
 // ping looks after the database where nobody else does, and shows that this process is alive, until ctx ends.
 func (s *Store) ping(ctx context.Context) {
-	beaten := time.Now()
+	beaten, told := time.Now(), false
 	for t := time.NewTicker(pingEvery); ; {
 		select {
 		case <-ctx.Done():
@@ -104,6 +104,14 @@ func (s *Store) ping(ctx context.Context) {
 		case <-t.C:
 		}
 		err := s.health.state()
+		if err != nil && !told {
+			told = true
+			s.log.Warn("store.mysql: the database is away; nothing is accepted until it is back", "err", err)
+		}
+		if err == nil && told {
+			told = false
+			s.log.Info("store.mysql: the database is back")
+		}
 		if err == nil && time.Since(beaten) < s.opts.beatEvery {
 			continue
 		}
