@@ -53,19 +53,11 @@ func (n *node) at(kind string) string {
 
 // self is this node.
 func (s *Server) self() node {
-	n := node{name: s.cfg.NodeName(), nodeInfo: nodeInfo{Limit: s.connectionLimit(), Leaving: s.leaving.Load()}}
-	for i, l := range s.listeners {
+	n := node{name: s.name, nodeInfo: nodeInfo{Limit: s.current().Limits.Connections, Leaving: s.leaving.Load(), Endpoints: s.served}}
+	for _, l := range s.listeners {
 		n.Connections += int(l.Counters.Open.Load())
-		c := &s.cfg.Listeners[i]
-		n.Endpoints = append(n.Endpoints, endpoint{c.Type, advertised(c.Advertise, l.Address()), c.Path})
 	}
 	return n
-}
-
-func (s *Server) connectionLimit() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.cfg.Limits.Connections
 }
 
 // advertised is the address of a listener as clients know it: what the settings say, or what it is bound to, with the
@@ -155,9 +147,9 @@ func (s *Server) reference(listener string) string {
 }
 
 func (s *Server) listenerType(name string) string {
-	for i := range s.cfg.Listeners {
-		if l := &s.cfg.Listeners[i]; l.Name == name {
-			return l.Type
+	for i, l := range s.listeners {
+		if l.ID() == name {
+			return s.served[i].Type
 		}
 	}
 	return ""
@@ -183,7 +175,7 @@ func (s *Server) handOver(ctx context.Context) {
 	batches := (len(clients) + handOverBatch - 1) / handOverBatch
 	pause := time.Second / handOverRate
 	if batches > 0 {
-		pause = min(pause, s.cfg.Cluster.Drain.D()/time.Duration(batches))
+		pause = min(pause, s.current().Cluster.Drain.D()/time.Duration(batches))
 	}
 	for batch := range slices.Chunk(clients, handOverBatch) {
 		if err := s.drain(ctx); err != nil {

@@ -69,6 +69,21 @@ func TestEndpoints(t *testing.T) {
 	if diff := cmp.Diff(want, ask("?type=tcp")); diff != "" {
 		t.Error(diff)
 	}
+	// What needs a restart does not hold yet: the listeners are as they were.
+	next := *s.cfg
+	next.Node.Name, next.Listeners = "another", []config.Listener{{Name: "x", Type: "ws", Address: "127.0.0.1:1", Path: "/"}}
+	read := make(chan struct{})
+	go func() { defer close(read); s.self() }()
+	if _, _, err := s.Reload(&next); err != nil {
+		t.Fatal(err)
+	}
+	<-read
+	if diff := cmp.Diff(want, ask("?type=tcp")); diff != "" {
+		t.Errorf("after a reload: %s", diff)
+	}
+	if got := s.listenerType("mqtt"); got != "tcp" {
+		t.Errorf("after a reload the listener mqtt is of type %q", got)
+	}
 	if got := ask("?type=wss"); len(got) != 0 {
 		t.Errorf("wss: got %v, want none", got)
 	}

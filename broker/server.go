@@ -59,6 +59,8 @@ type Server struct {
 
 	clientUser map[string]string // client_user by listener; does not change
 	elsewhere  string            // node.server_reference; does not change
+	name       string            // of the node; does not change
+	served     []endpoint        // where clients reach each of listeners; does not change
 	leaving    atomic.Bool       // the server is being stopped
 
 	started  time.Time
@@ -87,7 +89,7 @@ const (
 func New(cfg *config.Config, log *slog.Logger, level *slog.LevelVar) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: log, level: level, metrics: newMetrics(), settling: make(chan struct{}), failed: make(chan error, 1),
-		clientUser: map[string]string{}, elsewhere: cfg.Node.ServerReference,
+		clientUser: map[string]string{}, elsewhere: cfg.Node.ServerReference, name: cfg.NodeName(),
 	}
 	for _, l := range cfg.Listeners {
 		s.clientUser[l.Name] = l.ClientUser
@@ -333,6 +335,7 @@ func (s *Server) openListeners() error {
 			return err
 		}
 		s.listeners = append(s.listeners, tl)
+		s.served = append(s.served, endpoint{c.Type, advertised(c.Advertise, tl.Address()), c.Path})
 	}
 	return nil
 }
@@ -493,9 +496,12 @@ func (s *Server) Reload(cfg *config.Config) (live, restart []string, err error) 
 	return live, restart, nil
 }
 
-// ShutdownTimeout is how long Close may take, from the configuration.
-func (s *Server) ShutdownTimeout() time.Duration {
+// current is the configuration as it was last read, which nobody changes.
+func (s *Server) current() *config.Config {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.cfg.Node.ShutdownTimeout.D()
+	return s.cfg
 }
+
+// ShutdownTimeout is how long Close may take, from the configuration.
+func (s *Server) ShutdownTimeout() time.Duration { return s.current().Node.ShutdownTimeout.D() }
