@@ -124,3 +124,15 @@ func (s *Store) ForgetMaintenance() {
 	defer s.maintMu.Unlock()
 	s.maint = maintainer{}
 }
+
+// Heard is heard.
+func (s *Store) Heard(err error) { s.heard(err) }
+
+// Looks begins a look at the lock, and returns what ends it.
+func (s *Store) Looks() (found func(error)) {
+	doubts := s.owner.doubted()
+	return func(err error) { s.owner.looked(err, doubts) }
+}
+
+// NewExclusive is a store that has not been opened, and counts as one that has its database to itself.
+func NewExclusive() *Store { return newStore(Options{Exclusive: true}) }

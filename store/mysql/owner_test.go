@@ -1,6 +1,7 @@
 package mysql_test
 
 import (
+	"database/sql/driver"
 	"errors"
 	"strings"
 	"testing"
@@ -152,5 +153,24 @@ func TestMessageBytes(t *testing.T) {
 	}
 	if got := refusal(t, mysql.Options{DSN: dsn, MessageBytes: 512 << 10}); got != "" {
 		t.Errorf("got %q, want none", got)
+	}
+}
+
+// TestDoubt: while the database is away the lock on it counts as lost, until a look that has begun since has found it held.
+func TestDoubt(t *testing.T) {
+	s := mysql.NewExclusive()
+	before := s.Looks()
+	s.Heard(driver.ErrBadConn)
+	s.Heard(nil) // the database answers again
+	if s.Healthy() == nil {
+		t.Error("ready before anybody has looked at the lock")
+	}
+	before(nil)
+	if s.Healthy() == nil {
+		t.Error("ready by what was found before the database was away")
+	}
+	s.Looks()(nil)
+	if err := s.Healthy(); err != nil {
+		t.Errorf("with the lock held: %v", err)
 	}
 }
