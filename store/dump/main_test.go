@@ -2,15 +2,12 @@ package dump_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
-
-	"go.uber.org/goleak"
 
 	"github.com/mqim/mqim/store"
 	"github.com/mqim/mqim/store/dump"
@@ -26,25 +23,10 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	s, err := mariadb.Launch("--innodb-buffer-pool-size=128M")
-	switch {
-	case err == nil:
+	os.Exit(mariadb.Main(m, func(s *mariadb.Server) {
 		server = s
 		s.Exec("CREATE USER store@'%' IDENTIFIED BY 'store'", "GRANT ALL ON *.* TO store@'%'")
-	case errors.Is(err, mariadb.ErrNotInstalled) && os.Getenv("CI") != "true":
-	default:
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	code := m.Run()
-	if s != nil {
-		s.Close()
-	}
-	if err := goleak.Find(); code == 0 && err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	}, "--innodb-buffer-pool-size=128M"))
 }
 
 var databases atomic.Int64

@@ -2,14 +2,11 @@ package mysql_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync/atomic"
 	"testing"
-
-	"go.uber.org/goleak"
 
 	"github.com/mqim/mqim/store/mysql"
 	"github.com/mqim/mqim/tests/mariadb"
@@ -25,25 +22,10 @@ var quiet = slog.New(slog.DiscardHandler)
 const password = "hush-hush-store"
 
 func TestMain(m *testing.M) {
-	s, err := mariadb.Launch("--innodb-buffer-pool-size=128M")
-	switch {
-	case err == nil:
+	os.Exit(mariadb.Main(m, func(s *mariadb.Server) {
 		server = s
 		prepare(s)
-	case errors.Is(err, mariadb.ErrNotInstalled) && os.Getenv("CI") != "true":
-	default:
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	code := m.Run()
-	if s != nil {
-		s.Close()
-	}
-	if err := goleak.Find(); code == 0 && err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	}, "--innodb-buffer-pool-size=128M"))
 }
 
 // prepare makes the user of the stores.

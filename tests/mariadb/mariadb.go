@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"go.uber.org/goleak"
 )
 
 // patience is how long a server may take to start or to stop.
@@ -53,6 +54,29 @@ func Start(t *testing.T, args ...string) *Server {
 	s.fatal = t.Fatal
 	t.Cleanup(s.Close)
 	return s
+}
+
+// Main runs the tests of a package that share a server, which use is given before, and returns the exit code. On a bare
+// machine use is not called. A goroutine that stays behind fails them.
+func Main(m *testing.M, use func(*Server), args ...string) (code int) {
+	s, err := Launch(args...)
+	switch {
+	case err == nil:
+		use(s)
+	case errors.Is(err, ErrNotInstalled) && os.Getenv("CI") != "true":
+	default:
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	code = m.Run()
+	if s != nil {
+		s.Close()
+	}
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
 }
 
 // Launch is Start for a server that several tests share: Close is the caller's business, and what goes wrong in the
